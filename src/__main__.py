@@ -1,0 +1,5 @@
+"""`python -m modelharbor` is the command line."""
+
+from modelharbor.cli import main
+
+main()

@@ -1,0 +1,56 @@
+"""Download links that carry their permission: signed, and good for a time."""
+
+import hmac
+import os
+import secrets
+import time
+from contextlib import suppress
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+from urllib.parse import quote
+
+from bson import ObjectId
+
+from modelharbor.settings import Settings
+
+
+def secret_key(settings: Settings) -> bytes:
+    """The setting, else the key in the data folder, made by whichever process comes first."""
+    if settings.secret_key is not None:
+        return settings.secret_key.get_secret_value().encode()
+    path = settings.data_path / "secret.key"
+    settings.data_path.mkdir(parents=True, exist_ok=True)
+    if not path.exists():
+        made = path.with_name(f"secret.key.{os.getpid()}")
+        made.touch(mode=0o600)
+        made.write_text(secrets.token_hex(32))
+        with suppress(FileExistsError):
+            os.link(made, path)
+        made.unlink()
+    return path.read_text().strip().encode()
+
+
+@dataclass(frozen=True, slots=True)
+class DownloadLinks:
+    """Makes and checks the links of one server address."""
+
+    key: bytes
+    base_url: str  # without a slash at its end
+
+    def link(self, file_id: ObjectId, path: str, expires_in: int) -> str:
+        """A link to a file's contents, good for `expires_in` seconds. Equal within a minute, so that it can be cached."""
+        now = int(time.time())
+        expires = now - now % 60 + 60 + expires_in
+        name = quote(Path(path).name, safe="")
+        return f"{self.base_url}/files/{file_id}/{name}?expires={expires}&signature={self._sign(file_id, expires)}"
+
+    def is_good(self, file_id: ObjectId, expires: str, signature: str) -> bool:
+        if not expires.isascii() or not expires.isdigit() or len(expires) > 12:
+            return False
+        if int(expires) < time.time():
+            return False
+        return hmac.compare_digest(self._sign(file_id, int(expires)).encode(), signature.encode())
+
+    def _sign(self, file_id: ObjectId, expires: int) -> str:
+        return hmac.new(self.key, f"download {file_id} {expires}".encode(), sha256).hexdigest()

@@ -1,0 +1,65 @@
+"""Redis, where it helps and never where it is needed: without it every call answers as if nothing were cached."""
+
+import logging
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from redis.asyncio import Redis
+from redis.backoff import NoBackoff
+from redis.exceptions import RedisError
+from redis.retry import Retry
+
+from modelharbor.settings import Settings
+
+log = logging.getLogger(__name__)
+PAUSE_SECONDS = 2.0  # after a failure, how long Redis is left alone: no request waits for it
+
+
+class Cache:
+    """Bytes by key, for a time."""
+
+    def __init__(self, redis: Redis) -> None:
+        self.redis = redis
+        self._closed_until = 0.0
+
+    async def get(self, key: str) -> bytes | None:
+        if time.monotonic() < self._closed_until:
+            return None
+        try:
+            found: bytes | None = await self.redis.get(key)
+        except (RedisError, OSError, TimeoutError) as error:
+            self._failed(error)
+            return None
+        return found
+
+    async def put(self, key: str, value: bytes, seconds: int) -> None:
+        if time.monotonic() < self._closed_until:
+            return
+        try:
+            await self.redis.set(key, value, ex=seconds)
+        except (RedisError, OSError, TimeoutError) as error:
+            self._failed(error)
+
+    async def ping(self) -> float:
+        """Milliseconds of a round trip; raises when Redis does not answer."""
+        start = time.perf_counter()
+        await self.redis.ping()
+        self._closed_until = 0.0
+        return (time.perf_counter() - start) * 1000
+
+    def _failed(self, error: Exception) -> None:
+        self._closed_until = time.monotonic() + PAUSE_SECONDS
+        log.warning("cache.unavailable error=%s", error)
+
+
+@asynccontextmanager
+async def connect_cache(settings: Settings) -> AsyncIterator[Cache]:
+    redis = Redis.from_url(
+        settings.redis_url,
+        socket_timeout=settings.redis_timeout_seconds,
+        socket_connect_timeout=settings.redis_timeout_seconds,
+        retry=Retry(NoBackoff(), 1),  # once more: a connection that idled may have been closed
+    )
+    async with redis:
+        yield Cache(redis)

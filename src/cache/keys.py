@@ -1,0 +1,17 @@
+"""The names of everything kept in Redis."""
+
+from hashlib import sha256
+
+
+def persisted_document(document_sha256: str) -> str:
+    """Text of a GraphQL document, by its SHA-256 in hexadecimal."""
+    return f"mh:document:{document_sha256}"
+
+
+def model_count(filter_bytes: bytes) -> str:
+    """How many models a filter (BSON, with the viewer's principals in it) finds."""
+    return f"mh:count:{sha256(filter_bytes).hexdigest()}"
+
+
+def model_facets(filter_bytes: bytes, field: str, limit: int) -> str:
+    return f"mh:facet:{field}:{limit}:{sha256(filter_bytes).hexdigest()}"

@@ -1,0 +1,31 @@
+"""What one GraphQL operation may use. Made anew for each, and dies with it."""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, TypeAlias
+
+import strawberry
+
+from modelharbor.errors import Unauthenticated
+from modelharbor.loaders.base import Reads
+from modelharbor.settings import Settings
+
+if TYPE_CHECKING:
+    from modelharbor.auth.viewer import Viewer
+
+
+@dataclass(kw_only=True)
+class Context(Reads):
+    """Settings, engines and viewer, with the loaders of the operation."""
+
+    settings: Settings
+    request_id: str
+
+    @property
+    def person(self) -> "Viewer":
+        """The viewer, who must be somebody."""
+        if self.viewer.user is None:
+            raise Unauthenticated("This needs a token: send `Authorization: Bearer mh_…`.")
+        return self.viewer
+
+
+Info: TypeAlias = strawberry.Info["Context", None]

@@ -1,0 +1,63 @@
+"""The connection to MongoDB: pool, timeouts, read and write concern."""
+
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import TypeVar
+
+from beanie import init_beanie
+from bson.codec_options import CodecOptions
+from pymongo import AsyncMongoClient, WriteConcern
+from pymongo.asynchronous.client_session import AsyncClientSession
+from pymongo.asynchronous.database import AsyncDatabase
+from pymongo.read_concern import ReadConcern
+
+from modelharbor.observability.commands import CommandCounter
+from modelharbor.settings import Settings
+
+from .base import Row
+from .documents import DOCUMENTS
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Database:
+    """Raw reads through `data[collection]`; writes through Beanie documents within `transaction`."""
+
+    client: AsyncMongoClient[Row]
+    data: AsyncDatabase[Row]
+    query_timeout_ms: int
+
+    async def transaction(self, work: Callable[[AsyncClientSession], Awaitable[T]]) -> T:
+        """Run `work` in one transaction; again from its start when MongoDB asks for it."""
+        async with self.client.start_session() as session:
+            return await session.with_transaction(work)
+
+
+@asynccontextmanager
+async def connect(settings: Settings) -> AsyncIterator[Database]:
+    """Open the pool. Sends nothing yet: the server starts without its database and waits for it.
+
+    Acknowledged writes are on a majority (`w: 1` lost some in failovers), reads see only such.
+    """
+    client: AsyncMongoClient[Row] = AsyncMongoClient(
+        settings.mongo_url,
+        tz_aware=True,
+        appname="modelharbor",
+        maxPoolSize=settings.mongo_pool_size,
+        serverSelectionTimeoutMS=int(settings.mongo_timeout_seconds * 1000),
+        connectTimeoutMS=int(settings.mongo_timeout_seconds * 1000),
+        socketTimeoutMS=settings.query_timeout_ms + 5000,
+        waitQueueTimeoutMS=int(settings.mongo_timeout_seconds * 1000),
+        event_listeners=[CommandCounter()],
+    )
+    async with client:
+        data = client.get_database(
+            settings.mongo_database,
+            codec_options=CodecOptions(tz_aware=True),
+            read_concern=ReadConcern("majority"),
+            write_concern=WriteConcern("majority"),
+        )
+        await init_beanie(database=data, document_models=DOCUMENTS, skip_indexes=True)
+        yield Database(client, data, settings.query_timeout_ms)

@@ -1,0 +1,24 @@
+"""All documents, for Beanie, migrations and guard tests."""
+
+from .actors import ActorDocument, MembershipDocument
+from .base import BaseDocument
+from .events import EventDocument
+from .files import BlobDocument, FileDocument
+from .idempotency import IdempotencyDocument
+from .models import CardDocument, LikeDocument, ModelDocument
+from .tokens import TokenDocument
+from .versions import VersionDocument
+
+DOCUMENTS: list[type[BaseDocument]] = [
+    ActorDocument,
+    MembershipDocument,
+    ModelDocument,
+    CardDocument,
+    LikeDocument,
+    VersionDocument,
+    FileDocument,
+    BlobDocument,
+    TokenDocument,
+    EventDocument,
+    IdempotencyDocument,
+]

@@ -1,0 +1,69 @@
+"""Files of versions, and the contents that they share."""
+
+from datetime import datetime
+from enum import Enum
+
+from beanie import PydanticObjectId
+from pydantic import Field
+from pymongo import ASCENDING, IndexModel
+
+from .base import BaseDocument, utc_now
+
+
+class FileRole(Enum):
+    WEIGHTS = "WEIGHTS"
+    CONFIG = "CONFIG"
+    TOKENIZER = "TOKENIZER"
+    CARD = "CARD"
+    CODE = "CODE"
+    SAMPLE = "SAMPLE"
+    OTHER = "OTHER"
+
+
+class FileFormat(Enum):
+    SAFETENSORS = "SAFETENSORS"
+    GGUF = "GGUF"
+    PYTORCH_PICKLE = "PYTORCH_PICKLE"
+    ONNX = "ONNX"
+    TENSORFLOW = "TENSORFLOW"
+    KERAS = "KERAS"
+    NUMPY = "NUMPY"
+    OPENVINO = "OPENVINO"
+    COREML = "COREML"
+    TENSORRT = "TENSORRT"
+    JSON = "JSON"
+    TEXT = "TEXT"
+    OTHER = "OTHER"
+
+
+class FileDocument(BaseDocument):
+    version_id: PydanticObjectId
+    model_id: PydanticObjectId
+    path: str  # relative, with `/`, normalised
+    size_bytes: int
+    sha256: str  # hexadecimal, lower case
+    role: FileRole = FileRole.OTHER
+    format: FileFormat = FileFormat.OTHER
+
+    class Settings:
+        name = "files"
+        indexes = [
+            IndexModel([("version_id", ASCENDING), ("path", ASCENDING)], name="path", unique=True),
+            IndexModel(
+                [("sha256", ASCENDING), ("model_id", ASCENDING), ("_id", ASCENDING)], name="sha256"
+            ),
+        ]
+
+
+class BlobDocument(BaseDocument):
+    """Contents, once for each hash. `stored` is false where only the hash is known."""
+
+    sha256: str
+    size_bytes: int
+    references: int = 0  # files with this hash
+    stored: bool = True
+    created_at: datetime = Field(default_factory=utc_now)
+
+    class Settings:
+        name = "blobs"
+        indexes = [IndexModel([("sha256", ASCENDING)], name="sha256", unique=True)]

@@ -1,0 +1,83 @@
+"""Steps that bring a database to this version's shape: numbered, recorded, one process at a time."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from datetime import timedelta
+
+from bson import ObjectId
+from pymongo.errors import DuplicateKeyError
+
+from .base import utc_now
+from .connection import Database
+from .documents import DOCUMENTS
+
+LEASE = timedelta(seconds=60)  # a process that died while migrating holds the others up no longer
+
+
+async def create_indexes(database: Database) -> None:
+    """Create every declared index; those that exist are left alone."""
+    for document in DOCUMENTS:
+        indexes = document.get_settings().indexes
+        if indexes:
+            await database.data[document.get_collection_name()].create_indexes(
+                [index.index for index in indexes]
+            )
+        else:
+            await _create_collection(database, document.get_collection_name())
+
+
+async def _create_collection(database: Database, name: str) -> None:
+    if name not in await database.data.list_collection_names():
+        await database.data.create_collection(name)
+
+
+Migration = Callable[[Database], Awaitable[None]]
+MIGRATIONS: list[tuple[int, str, Migration]] = [
+    (1, "collections and indexes", create_indexes),
+]
+
+
+async def applied(database: Database) -> list[int]:
+    rows = (
+        await database.data["migrations"].find({"_id": {"$type": "int"}}).sort("_id", 1).to_list()
+    )
+    return [row["_id"] for row in rows]
+
+
+async def pending(database: Database) -> list[str]:
+    done = set(await applied(database))
+    return [f"{number} {name}" for number, name, _ in MIGRATIONS if number not in done]
+
+
+async def migrate(database: Database) -> list[str]:
+    """Apply what is pending; answers its names. Several processes may call it at once."""
+    owner = await _lock(database)
+    try:
+        done, did = set(await applied(database)), []
+        for number, name, step in MIGRATIONS:
+            if number in done:
+                continue
+            await step(database)
+            await database.data["migrations"].insert_one(
+                {"_id": number, "name": name, "at": utc_now()}
+            )
+            did.append(f"{number} {name}")
+        return did
+    finally:
+        await database.data["migrations"].delete_one({"_id": "lock", "owner": owner})
+
+
+async def _lock(database: Database) -> object:
+    owner = ObjectId()
+    while True:
+        now = utc_now()
+        try:
+            await database.data["migrations"].find_one_and_update(
+                {"_id": "lock", "until": {"$lt": now}},
+                {"$set": {"owner": owner, "until": now + LEASE}},
+                upsert=True,
+            )
+        except DuplicateKeyError:
+            await asyncio.sleep(0.2)  # another process holds it
+        else:
+            return owner

@@ -1,0 +1,171 @@
+"""Models, their cards and who likes them."""
+
+from datetime import datetime
+from enum import Enum
+from typing import Any
+
+from beanie import PydanticObjectId
+from pydantic import BaseModel, Field
+from pymongo import ASCENDING, TEXT, IndexModel
+
+from .actors import ActorKind, Role
+from .base import BaseDocument, utc_now
+
+
+class Visibility(Enum):
+    PUBLIC = "PUBLIC"
+    INTERNAL = "INTERNAL"
+    PRIVATE = "PRIVATE"
+
+
+class ModelState(Enum):
+    ACTIVE = "ACTIVE"
+    ARCHIVED = "ARCHIVED"
+    DELETED = "DELETED"
+
+
+class AliasEntry(BaseModel):
+    name: str
+    version_id: PydanticObjectId
+    protected: bool = False
+    set_by_id: PydanticObjectId | None = None
+    set_at: datetime = Field(default_factory=utc_now)
+
+
+class Grant(BaseModel):
+    """A role on one model."""
+
+    actor_id: PydanticObjectId
+    role: Role
+
+
+class Stats(BaseModel):
+    """Counters, kept by the writes that change them, so that reading them costs nothing."""
+
+    downloads_30d: int = 0
+    downloads_all: int = 0
+    likes: int = 0
+    versions: int = 0  # not deleted ones
+    files: int = 0  # of versions that are not deleted
+    size_bytes: int = 0  # sum of file lengths
+    stored_bytes: int = 0  # the same with equal contents counted once
+    trending_score: float = 0.0
+    as_of: datetime = Field(default_factory=utc_now)
+
+
+class ModelDocument(BaseDocument):
+    owner_id: PydanticObjectId
+    owner_login: str
+    owner_login_lower: str
+    owner_kind: ActorKind
+    name: str
+    name_lower: (
+        str  # of a deleted model: with `#` and its id behind, so that the name is free again
+    )
+    display_name: str | None = None
+    summary: str | None = None
+    task: str | None = None
+    library: str | None = None
+    license: str | None = None
+    languages: list[str] = []
+    tags: list[str] = []
+    formats: list[str] = []  # FileFormat values in the latest version
+    properties: dict[str, Any] = {}
+    visibility: Visibility = Visibility.PRIVATE
+    state: ModelState = ModelState.ACTIVE
+    principals: list[str] = []  # who may see it: auth/principals.py; empty when deleted
+    grants: list[Grant] = []
+    revision: int = 1
+    last_number: int = 0  # the highest version number ever given
+    latest_version_id: PydanticObjectId | None = None  # the highest number that is READY
+    aliases: list[AliasEntry] = []
+    stats: Stats = Field(default_factory=Stats)
+    created_at: datetime = Field(default_factory=utc_now)
+    updated_at: datetime = Field(default_factory=utc_now)
+    deleted_at: datetime | None = None
+
+    class Settings:
+        name = "models"
+        # One array in an index, no more: MongoDB refuses parallel arrays. {state, principals, sort
+        # key, _id} gives each order of each viewer as a merge of few index scans.
+        indexes = [
+            IndexModel(
+                [("owner_id", ASCENDING), ("name_lower", ASCENDING)], name="owner_name", unique=True
+            ),
+            *[
+                IndexModel(
+                    [
+                        ("state", ASCENDING),
+                        ("principals", ASCENDING),
+                        (key, ASCENDING),
+                        ("_id", ASCENDING),
+                    ],
+                    name=name,
+                )
+                for name, key in {
+                    "trending": "stats.trending_score",
+                    "downloads_30d": "stats.downloads_30d",
+                    "downloads_all": "stats.downloads_all",
+                    "likes": "stats.likes",
+                    "size": "stats.size_bytes",
+                    "updated": "updated_at",
+                    "created": "created_at",
+                    "name": "name_lower",
+                }.items()
+            ],
+            IndexModel(
+                [("tags", ASCENDING), ("stats.trending_score", ASCENDING), ("_id", ASCENDING)],
+                name="tags",
+            ),
+            *[
+                IndexModel(
+                    [
+                        ("state", ASCENDING),
+                        ("principals", ASCENDING),
+                        (key, ASCENDING),
+                        ("stats.trending_score", ASCENDING),
+                        ("_id", ASCENDING),
+                    ],
+                    name=key,
+                )
+                for key in ("task", "library", "license", "owner_login_lower")
+            ],
+            IndexModel([("aliases.version_id", ASCENDING)], name="alias_version"),
+            IndexModel([("deleted_at", ASCENDING)], name="deleted", sparse=True),
+            IndexModel(
+                [
+                    ("name", TEXT),
+                    ("display_name", TEXT),
+                    ("summary", TEXT),
+                    ("tags", TEXT),
+                    ("owner_login", TEXT),
+                ],
+                name="text",
+                weights={"name": 10, "display_name": 8, "owner_login": 4, "tags": 3, "summary": 2},
+                default_language="none",
+                language_override="text_language",
+            ),
+        ]
+
+
+class CardDocument(BaseDocument):
+    """The card of the model with the same id; apart, so that lists never read it."""
+
+    markdown: str
+    metadata: dict[str, Any] = {}
+    html: str  # sanitised when it is written
+
+    class Settings:
+        name = "cards"
+
+
+class LikeDocument(BaseDocument):
+    user_id: PydanticObjectId
+    model_id: PydanticObjectId
+    created_at: datetime = Field(default_factory=utc_now)
+
+    class Settings:
+        name = "likes"
+        indexes = [
+            IndexModel([("user_id", ASCENDING), ("model_id", ASCENDING)], name="like", unique=True)
+        ]

@@ -1,0 +1,138 @@
+"""How a field says where its value comes from: three words beside `strawberry.field`, read by both engines.
+
+`strawberry.field(…)`   the value stored under the Python name (`name=` gives the client another name)
+`computed(function)`    a pure function of stored values: its parameters are their names
+`loaded(Loader, …)`     a relation: one batch read for all parents of a level with equal arguments
+`rows(…)`               within a page: here the rows of the collection begin
+"""
+
+import inspect
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass
+from typing import Any, Final, TypeAlias, TypeVar, cast
+
+import strawberry
+from strawberry.types.field import StrawberryField
+
+from modelharbor.context import Context
+from modelharbor.loaders.base import ROOT, Loader
+
+T = TypeVar("T")
+A = TypeVar("A", bound=Hashable)
+READ: Final = "modelharbor.read"
+GIVEN: Final = frozenset(
+    {"typename", "viewer"}
+)  # parameters of a computed field that are not stored
+
+
+@dataclass(frozen=True, slots=True)
+class Computed:
+    function: Callable[..., Any]
+    parameters: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    loader: type[Loader[Any, Any, Any]]
+    key: str | tuple[str, ...] | None
+    """Stored name that holds the key; a list there loads many. A tuple: all of them are the key."""
+    arguments: Callable[..., Hashable] | None
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        """The stored names that make the key."""
+        if self.key is None:
+            return ()
+        return self.key if isinstance(self.key, tuple) else (self.key,)
+
+    def key_of(self, source: Any) -> Any:
+        """The key (or list of keys) for one parent; None: nothing to load."""
+        if self.key is None:
+            return ROOT
+        if isinstance(self.key, str):
+            return read(source, self.key)
+        found = tuple(read(source, name) for name in self.key)
+        return None if None in found else found
+
+
+@dataclass(frozen=True, slots=True)
+class Rows:
+    pass
+
+
+Declaration: TypeAlias = Computed | Loaded | Rows
+
+
+def read(source: Any, name: str) -> Any:
+    """The default resolver: rows are dicts, payloads are objects."""
+    return source.get(name) if type(source) is dict else getattr(source, name)
+
+
+def computed(
+    function: Callable[..., T],
+    *,
+    description: str,
+    name: str | None = None,
+    directives: tuple[object, ...] = (),
+) -> T:
+    """A field whose value is a pure function of stored values, and of `viewer` or `typename`."""
+    what = Computed(function, tuple(inspect.signature(function).parameters))
+
+    def resolve(root: Any, info: strawberry.Info[Context, None]) -> Any:
+        given = {"typename": info.path.typename, "viewer": info.context.viewer}
+        return function(*[given[p] if p in GIVEN else read(root, p) for p in what.parameters])
+
+    field: T = strawberry.field(
+        resolver=resolve,
+        description=description,
+        name=name,
+        directives=directives,
+        metadata={READ: what},
+    )
+    return field
+
+
+def loaded(
+    loader: type[Loader[Any, Any, A]],
+    *,
+    key: str | tuple[str, ...] | None = None,
+    arguments: Callable[..., A] | None = None,
+    description: str,
+    name: str | None = None,
+    directives: tuple[object, ...] = (),
+) -> Any:
+    """A field that is read by a loader. The parameters of `arguments` are the GraphQL arguments;
+    what it answers is hashable, so that equal arguments share a batch."""
+    what = Loaded(loader, key, arguments)
+
+    def resolve(root: Any, info: strawberry.Info[Context, None], **given: Any) -> Any:
+        value = what.key_of(root)
+        if value is None:
+            return None
+        batch = info.context.loader(loader, cast("A", arguments(**given) if arguments else None))
+        return batch.load_many(value) if isinstance(value, list) else batch.load(value)
+
+    own = list(inspect.signature(resolve).parameters.values())[:2]
+    if arguments is not None:
+        given = inspect.signature(arguments).parameters.values()
+        own += [p.replace(kind=p.KEYWORD_ONLY) for p in given]
+        resolve.__module__ = arguments.__module__  # where Strawberry looks their annotations up
+    resolve.__signature__ = inspect.Signature(own)  # type: ignore[attr-defined]  # any function has it
+    return strawberry.field(
+        resolver=resolve,
+        description=description,
+        name=name,
+        directives=directives,
+        metadata={READ: what},
+    )
+
+
+def rows(*, description: str) -> Any:
+    """A field of a page that holds its rows."""
+    return strawberry.field(description=description, metadata={READ: Rows()})
+
+
+def declaration(field: StrawberryField) -> Declaration | None:
+    """What `field` was declared with; None: the value stored under its Python name."""
+    found: Declaration | None = field.metadata.get(READ)
+    return found

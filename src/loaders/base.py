@@ -1,0 +1,92 @@
+"""The one DataLoader: aiodataloader's, with four defects mended and its work counted."""
+
+import contextvars
+from asyncio import CancelledError
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Generic, TypeVar, cast
+
+from aiodataloader import DataLoader, dispatch_queue
+from aiodataloader import Loader as Queued
+
+from modelharbor.auth.links import DownloadLinks
+from modelharbor.auth.viewer import Viewer
+from modelharbor.cache.client import Cache
+from modelharbor.db.base import BaseDocument
+from modelharbor.db.connection import Database
+from modelharbor.errors import Unavailable
+
+K = TypeVar("K", bound=Hashable)
+R = TypeVar("R")
+A = TypeVar("A", bound=Hashable)
+ROOT = "root"  # the key of a field of Query: aiodataloader refuses None
+
+
+@dataclass(slots=True)
+class LoadCount:
+    batches: int = 0
+    keys: int = 0
+
+
+@dataclass(kw_only=True)
+class Reads:
+    """What the loaders of one operation share. They live as long as the operation, no longer."""
+
+    database: Database
+    cache: Cache
+    viewer: Viewer
+    links: DownloadLinks
+    count: LoadCount = field(default_factory=LoadCount)
+    _loaders: dict[Hashable, Any] = field(default_factory=dict)
+
+    def loader(self, loader: "type[Loader[K, R, A]]", arguments: A) -> "Loader[K, R, A]":
+        """The operation's one loader of that kind and those arguments: equal ones share batches."""
+        found = self._loaders.get((loader, arguments))
+        if found is None:
+            found = self._loaders[loader, arguments] = loader(self, arguments)
+        return cast("Loader[K, R, A]", found)
+
+
+class Loader(DataLoader[K, R], Generic[K, R, A]):
+    """One batch read for one value of the field's arguments.
+
+    graphql-core calls `load`; a plan calls `batch_load` itself, once a level, with the stored
+    names that it needs as `fields` (empty: whole rows).
+    """
+
+    document: ClassVar[type[BaseDocument] | None] = None
+    """Whose rows it answers: a guard test holds the names that fields read against it."""
+
+    def __init__(self, reads: Reads, arguments: A, fields: frozenset[str] = frozenset()) -> None:
+        super().__init__(cast("Any", self._dispatched))
+        self.reads, self.arguments, self.fields = reads, arguments, fields
+        self._origin = contextvars.copy_context()
+
+    async def batch_load(self, keys: list[K]) -> Sequence[R | Exception]:
+        """One answer for each key, in their order; an exception fails its own key only."""
+        raise NotImplementedError
+
+    def load(self, key: K) -> Any:
+        cached = self._cache.get(key)
+        if cached is not None and cached.cancelled():
+            del self._cache[key]  # a waiter that was cancelled took the future with it
+        return super().load(key)
+
+    def do_resolve_reject(self, key: K, future: Any) -> None:
+        # In the context that made the loader: the batch is the operation's, not its first caller's.
+        if not self._queue:
+            self.loop.call_soon(dispatch_queue, self, context=self._origin)
+        self._queue.append(Queued(key, future))
+
+    async def _dispatched(self, keys: list[K]) -> list[R | Exception]:
+        self.reads.count.batches += 1
+        self.reads.count.keys += len(keys)
+        try:
+            found = list(await self.batch_load(keys))
+        except CancelledError:
+            # Left to itself the dispatch would die and leave every other waiter hanging.
+            raise Unavailable("The read was cancelled.") from None
+        for key, value in zip(keys, found, strict=True):
+            if isinstance(value, Exception):
+                self.clear(key)  # a failure is answered, not remembered
+        return found

@@ -1,0 +1,43 @@
+"""Counts the database commands of an operation.
+
+PyMongo calls listeners within the task that sends the command, so a context variable tells whose it is.
+"""
+
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+
+from pymongo.monitoring import (
+    CommandFailedEvent,
+    CommandListener,
+    CommandStartedEvent,
+    CommandSucceededEvent,
+)
+
+
+@dataclass(slots=True)
+class CommandCount:
+    """Commands sent to MongoDB, by name in order, and the time they took in all, in microseconds."""
+
+    names: list[str] = field(default_factory=list)
+    micros: int = 0
+
+
+counted: ContextVar[CommandCount | None] = ContextVar("counted", default=None)
+
+
+class CommandCounter(CommandListener):
+    def started(self, event: CommandStartedEvent) -> None:
+        count = counted.get()
+        if count is not None:
+            target = event.command.get(event.command_name)
+            count.names.append(f"{event.command_name} {target}")
+
+    def succeeded(self, event: CommandSucceededEvent) -> None:
+        count = counted.get()
+        if count is not None:
+            count.micros += event.duration_micros
+
+    def failed(self, event: CommandFailedEvent) -> None:
+        count = counted.get()
+        if count is not None:
+            count.micros += event.duration_micros
