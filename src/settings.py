@@ -14,77 +14,90 @@ class Settings(BaseSettings):
     )
 
     mongo_url: str = Field(
-        "mongodb://127.0.0.1:27017/?replicaSet=rs0",
+        default="mongodb://127.0.0.1:27017/?replicaSet=rs0",
         description="MongoDB replica set or sharded cluster; transactions need one of them.",
     )
-    mongo_database: str = Field("modelharbor", description="Name of the database.")
+    mongo_database: str = Field(default="modelharbor", description="Name of the database.")
     mongo_pool_size: int = Field(
-        100, ge=1, description="Connections to MongoDB that one process may hold."
+        default=100, ge=1, description="Connections to MongoDB that one process may hold."
     )
     mongo_timeout_seconds: float = Field(
-        3.0, gt=0, description="How long to look for a usable MongoDB server before UNAVAILABLE."
+        default=3.0,
+        gt=0,
+        description="How long to look for a usable MongoDB server before UNAVAILABLE.",
     )
-    query_timeout_ms: int = Field(5000, ge=1, description="`maxTimeMS` of every read.")
+    query_timeout_ms: int = Field(default=5000, ge=1, description="`maxTimeMS` of every read.")
     redis_url: str = Field(
-        "redis://127.0.0.1:6379/0", description="Redis; without it the API goes on, uncached."
+        default="redis://127.0.0.1:6379/0",
+        description="Redis; without it the API goes on, uncached.",
     )
     redis_timeout_seconds: float = Field(
-        0.5, gt=0, description="How long a Redis command may take before it is given up."
+        default=0.5, gt=0, description="How long a Redis command may take before it is given up."
     )
     data_path: Path = Field(
-        Path(".modelharbor"),
+        default=Path(".modelharbor"),
         description="Folder for what the server keeps on disk: file contents and the signing key.",
     )
     storage_url: str | None = Field(
-        None,
+        default=None,
         description="Where file contents go: `file:///path`, `s3://bucket/prefix` and its like; default: `blobs` below the data folder.",
     )
     secret_key: SecretStr | None = Field(
-        None,
+        default=None,
         description="Key that signs download links, 32 characters or more; default: made once and kept in the data folder. Give all machines the same.",
     )
     public_url: str | None = Field(
-        None,
+        default=None,
         description="Address under which clients reach the server, for links; default: the address of the request.",
     )
     allowed_hosts: list[str] = Field(
-        ["*"], description="Host names that requests may carry (JSON list); `*` allows all."
+        default=["*"], description="Host names that requests may carry (JSON list); `*` allows all."
     )
     allowed_origins: list[str] = Field(
-        [], description="Web origins that may call the API from a browser (JSON list)."
+        default=[], description="Web origins that may call the API from a browser (JSON list)."
     )
-    graphiql: bool = Field(True, description="Serve GraphiQL to browsers.")
+    graphiql: bool = Field(default=True, description="Serve GraphiQL to browsers.")
     introspection: bool = Field(
-        True, description="Answer introspection; without it field suggestions are off too."
+        default=True, description="Answer introspection; without it field suggestions are off too."
     )
     debug: bool = Field(
-        False, description="Add `extensions.cost` to every answer; for development."
+        default=False, description="Add `extensions.cost` to every answer; for development."
     )
-    max_body_bytes: int = Field(1_048_576, ge=1, description="Largest request body.")
-    max_query_bytes: int = Field(32_768, ge=1, description="Longest query text, in UTF-8 bytes.")
-    max_tokens: int = Field(2000, ge=1, description="Most lexical tokens in a document.")
-    max_depth: int = Field(12, ge=1, description="Deepest nesting of fields.")
-    max_aliases: int = Field(30, ge=0, description="Most aliases in an operation.")
-    max_root_fields: int = Field(20, ge=1, description="Most root fields in an operation.")
-    max_directives: int = Field(50, ge=0, description="Most directives in an operation.")
-    max_cost: int = Field(5000, ge=1, description="Highest cost of an operation.")
-    max_errors: int = Field(10, ge=1, description="Most errors in an answer.")
+    max_body_bytes: int = Field(default=1_048_576, ge=1, description="Largest request body.")
+    max_query_bytes: int = Field(
+        default=32_768, ge=1, description="Longest query text, in UTF-8 bytes."
+    )
+    max_tokens: int = Field(default=2000, ge=1, description="Most lexical tokens in a document.")
+    max_depth: int = Field(default=12, ge=1, description="Deepest nesting of fields.")
+    max_aliases: int = Field(default=30, ge=0, description="Most aliases in an operation.")
+    max_root_fields: int = Field(default=20, ge=1, description="Most root fields in an operation.")
+    max_directives: int = Field(default=50, ge=0, description="Most directives in an operation.")
+    max_cost: int = Field(default=5000, ge=1, description="Highest cost of an operation.")
+    max_errors: int = Field(default=10, ge=1, description="Most errors in an answer.")
     operation_timeout_seconds: float = Field(
-        10.0, gt=0, description="How long an operation's resolvers may take."
+        default=10.0, gt=0, description="How long an operation's resolvers may take."
     )
     document_cache_size: int = Field(
-        1000, ge=1, description="Validated documents kept in a process."
+        default=1000, ge=1, description="Validated documents kept in a process."
     )
-    max_card_bytes: int = Field(262_144, ge=1, description="Longest model card, in UTF-8 bytes.")
+    max_card_bytes: int = Field(
+        default=262_144, ge=1, description="Longest model card, in UTF-8 bytes."
+    )
     idempotency_hours: float = Field(
-        24.0, gt=0, description="How long an idempotency key is remembered."
+        default=24.0, gt=0, description="How long an idempotency key is remembered."
     )
-    sentry_dsn: SecretStr | None = Field(None, description="Where unexpected errors are reported.")
+    sentry_dsn: SecretStr | None = Field(
+        default=None, description="Where unexpected errors are reported."
+    )
     sentry_traces_sample_rate: float = Field(
-        0.0, ge=0, le=1, description="Share of operations that Sentry traces."
+        default=0.0, ge=0, le=1, description="Share of operations that Sentry traces."
     )
-    environment: str = Field("development", description="Name of the environment, for Sentry.")
-    log_level: str = Field("INFO", description="Lowest level that is logged.")
+    environment: str = Field(
+        default="development", description="Name of the environment, for Sentry."
+    )
+    log_level: str = Field(default="INFO", description="Lowest level that is logged.")
     log_format: str = Field(
-        "text", pattern="^(text|json)$", description="`text` for people, `json` for machines."
+        default="text",
+        pattern="^(text|json)$",
+        description="`text` for people, `json` for machines.",
     )

@@ -1,0 +1,78 @@
+"""What tests share: one real mongod and redis-server for the session, an empty database for each test."""
+
+import asyncio
+import os
+import tempfile
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from uuid import uuid4
+
+import pytest
+
+from modelharbor.db.connection import Database, connect
+from modelharbor.db.migrations import migrate
+from modelharbor.dev.engines import Engines, run_engines
+from modelharbor.settings import Settings
+
+
+@pytest.fixture(scope="session")
+def anyio_backend() -> str:
+    return "asyncio"
+
+
+@pytest.fixture(scope="session")
+def engines() -> Iterator[Engines]:
+    """Yours by URL in the environment, else started here and ended after the last test."""
+    with (
+        tempfile.TemporaryDirectory(prefix="modelharbor-") as folder,
+        asyncio.Runner() as runner,
+    ):
+        context = run_engines(
+            Path(folder),
+            mongo_url=os.environ.get("MODELHARBOR_MONGO_URL"),
+            redis_url=os.environ.get("MODELHARBOR_REDIS_URL"),
+            fast=True,
+            cache_gigabytes=0.25,
+        )
+        yield runner.run(context.__aenter__())
+        runner.run(context.__aexit__(None, None, None))
+
+
+@pytest.fixture(scope="session")
+def migrated_database(engines: Engines) -> Iterator[str]:
+    """The name of a database of this session with all its collections and indexes."""
+    name = f"test_{uuid4().hex[:12]}"
+    settings = Settings(mongo_url=engines.mongo_url, mongo_database=name)
+
+    async def make() -> None:
+        async with connect(settings) as database:
+            await migrate(database)
+
+    async def drop() -> None:
+        async with connect(settings) as database:
+            await database.client.drop_database(name)
+
+    asyncio.run(make())
+    yield name
+    asyncio.run(drop())
+
+
+@pytest.fixture
+def settings(engines: Engines, migrated_database: str, tmp_path: Path) -> Settings:
+    return Settings(
+        mongo_url=engines.mongo_url,
+        mongo_database=migrated_database,
+        redis_url=engines.redis_url,
+        data_path=tmp_path,
+        environment="test",
+    )
+
+
+@pytest.fixture
+async def database(settings: Settings) -> AsyncIterator[Database]:
+    """Connected and migrated; emptied after the test, its indexes stay."""
+    async with connect(settings) as database:
+        yield database
+        for name in await database.data.list_collection_names():
+            if name != "migrations":
+                await database.data[name].delete_many({})
