@@ -11,6 +11,7 @@ from modelharbor.db.actors import Role
 from modelharbor.db.base import Row
 from modelharbor.db.models import ModelState, Visibility
 from modelharbor.db.tokens import Permission
+from modelharbor.errors import Unauthenticated
 
 from .permissions import OPEN, PERMISSIONS
 
@@ -49,6 +50,13 @@ class Viewer:
     @property
     def user_id(self) -> ObjectId | None:
         return self.user["_id"] if self.user else None
+
+    def person_id(self) -> ObjectId:
+        """Raises Unauthenticated when the viewer is nobody."""
+        if self.user is None:
+            raise Unauthenticated("This needs a token: send `Authorization: Bearer mh_…`.")
+        person_id: ObjectId = self.user["_id"]
+        return person_id
 
     @cached_property
     def principals(self) -> tuple[str, ...]:

@@ -32,6 +32,7 @@ class ActorDocument(BaseDocument):
     display_name: str | None = None
     avatar_url: str | None = None
     is_operator: bool = False  # may operate the whole site; people only
+    turn: int = 0  # raised by writes that first count what this actor has: two at once collide
     created_at: datetime = Field(default_factory=utc_now)
 
     class Settings:

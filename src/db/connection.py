@@ -32,7 +32,10 @@ class Database:
     async def transaction(self, work: Callable[[AsyncClientSession], Awaitable[T]]) -> T:
         """Run `work` in one transaction; again from its start when MongoDB asks for it."""
         async with self.client.start_session() as session:
-            return await session.with_transaction(work)
+            # A transaction takes neither concern from the database object, only from here.
+            return await session.with_transaction(
+                work, ReadConcern("snapshot"), WriteConcern("majority")
+            )
 
 
 @asynccontextmanager

@@ -14,6 +14,7 @@ class IdempotencyDocument(BaseDocument):
     key: str
     input_sha256: str
     result_id: PydanticObjectId  # the object that was made
+    nonce: str  # what a secret is derived from again, where the answer holds one
     expires_at: datetime
 
     class Settings:

@@ -1,0 +1,129 @@
+"""API tokens: their text, and who presents one.
+
+Text: `mh_`, the id in 24 hexadecimal digits, 43 URL-safe base64 characters of 32 random bytes.
+"""
+
+import asyncio
+import hmac
+import logging
+import re
+import secrets
+from contextvars import Context
+from datetime import timedelta
+from hashlib import sha256
+from typing import Final
+
+from bson import ObjectId
+from pymongo.errors import PyMongoError
+
+from modelharbor.db.actors import Role
+from modelharbor.db.base import Row, utc_now
+from modelharbor.db.connection import Database
+from modelharbor.db.tokens import Permission
+from modelharbor.errors import Unauthenticated
+
+from .viewer import ANONYMOUS, Viewer
+
+log = logging.getLogger(__name__)
+PREFIX: Final = "mh_"
+TOKEN: Final = re.compile(r"mh_([0-9a-f]{24})([A-Za-z0-9_-]{43})")
+LONGEST_HEADER: Final = 256
+USED_EVERY: Final = timedelta(minutes=1)
+REFUSED: Final = "The token is not valid: send `Authorization: Bearer mh_…` with a token that was not revoked and has not expired."
+NO_HASH: Final = "0" * 64  # what an unknown id is compared with: it costs what a known one costs
+_notes: set[asyncio.Task[None]] = set()  # the loop itself holds its tasks only weakly
+
+
+def make_secret() -> str:
+    return secrets.token_urlsafe(32)
+
+
+def token_text(token_id: ObjectId, secret: str) -> str:
+    return f"{PREFIX}{token_id}{secret}"
+
+
+def secret_hash(secret: str) -> str:
+    """What is stored of a secret. It has 256 random bits, so a slow hash would add nothing."""
+    return sha256(secret.encode()).hexdigest()
+
+
+async def authenticate(database: Database, authorization: str | None) -> Viewer:
+    """The viewer behind an `Authorization` header; without one, nobody.
+
+    Raises Unauthenticated, with one message whatever is wrong with the token.
+    """
+    if authorization is None:
+        return ANONYMOUS
+    found = TOKEN.fullmatch(_credentials(authorization))
+    if found is None:
+        raise Unauthenticated(REFUSED)
+    token_id, secret = ObjectId(found[1]), found[2]
+    row = await _read(database, token_id)
+    same = hmac.compare_digest(row["secret_sha256"] if row else NO_HASH, secret_hash(secret))
+    now = utc_now()
+    if row is None or not same or row["revoked_at"] is not None or not row["user"]:
+        raise Unauthenticated(REFUSED)
+    if row["expires_at"] is not None and row["expires_at"] <= now:
+        raise Unauthenticated(REFUSED)
+    if row["last_used_at"] is None or row["last_used_at"] <= now - USED_EVERY:
+        # In a context of its own: the operation's count of commands does not see it.
+        note = asyncio.create_task(_note_use(database, token_id), context=Context())
+        _notes.add(note)
+        note.add_done_callback(_notes.discard)
+    return Viewer(
+        user=row["user"][0],
+        roles={entry["organization_id"]: Role(entry["role"]) for entry in row["memberships"]},
+        scopes=frozenset(map(Permission, row["scopes"])),
+        token_id=token_id,
+    )
+
+
+async def finish_notes() -> None:
+    """Wait until every use of a token that was seen is noted: before the database is closed."""
+    await asyncio.gather(*_notes)
+
+
+def _credentials(authorization: str) -> str:
+    scheme, _, credentials = authorization[:LONGEST_HEADER].partition(" ")
+    return credentials.strip(" ") if scheme.lower() == "bearer" else ""
+
+
+async def _read(database: Database, token_id: ObjectId) -> Row | None:
+    """The token with its `user` and `memberships`, in one command."""
+    cursor = await database.data["tokens"].aggregate(
+        [
+            {"$match": {"_id": token_id}},
+            {
+                "$lookup": {
+                    "from": "actors",
+                    "localField": "user_id",
+                    "foreignField": "_id",
+                    "as": "user",
+                }
+            },
+            {
+                "$lookup": {
+                    "from": "memberships",
+                    "localField": "user_id",
+                    "foreignField": "user_id",
+                    "as": "memberships",
+                }
+            },
+        ],
+        maxTimeMS=database.query_timeout_ms,
+    )
+    return next(iter(await cursor.to_list()), None)
+
+
+async def _note_use(database: Database, token_id: ObjectId) -> None:
+    now = utc_now()
+    try:
+        await database.data["tokens"].update_one(
+            {
+                "_id": token_id,
+                "$or": [{"last_used_at": None}, {"last_used_at": {"$lte": now - USED_EVERY}}],
+            },
+            {"$set": {"last_used_at": now}},
+        )
+    except PyMongoError as error:
+        log.warning("token.use_not_noted token_id=%s error=%s", token_id, error)
