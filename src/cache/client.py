@@ -4,6 +4,7 @@ import logging
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from typing import cast
 
 from redis.asyncio import Redis
 from redis.backoff import NoBackoff
@@ -27,11 +28,11 @@ class Cache:
         if time.monotonic() < self._closed_until:
             return None
         try:
-            found: bytes | None = await self.redis.get(key)
+            found = await self.redis.get(key)
         except (RedisError, OSError, TimeoutError) as error:
             self._failed(error)
             return None
-        return found
+        return cast("bytes | None", found)  # decode_responses is off
 
     async def put(self, key: str, value: bytes, seconds: int) -> None:
         if time.monotonic() < self._closed_until:

@@ -7,7 +7,7 @@
 """
 
 import inspect
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterable
 from dataclasses import dataclass
 from typing import Any, Final, TypeAlias, TypeVar, cast
 
@@ -29,6 +29,8 @@ GIVEN: Final = frozenset(
 class Computed:
     function: Callable[..., Any]
     parameters: tuple[str, ...]
+    of_rows: frozenset[str]
+    """Stored names that it reads of the rows of a page, which are not its own parameters."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,10 +75,12 @@ def computed(
     *,
     description: str,
     name: str | None = None,
+    of_rows: Iterable[str] = (),
     directives: tuple[object, ...] = (),
 ) -> T:
     """A field whose value is a pure function of stored values, and of `viewer` or `typename`."""
-    what = Computed(function, tuple(inspect.signature(function).parameters))
+    parameters = tuple(inspect.signature(function).parameters)
+    what = Computed(function, parameters, frozenset(of_rows))
 
     def resolve(root: Any, info: strawberry.Info[Context, None]) -> Any:
         given = {"typename": info.path.typename, "viewer": info.context.viewer}

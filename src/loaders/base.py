@@ -2,7 +2,7 @@
 
 import contextvars
 from asyncio import CancelledError
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Generic, TypeVar, cast
 
@@ -12,7 +12,7 @@ from aiodataloader import Loader as Queued
 from modelharbor.auth.links import DownloadLinks
 from modelharbor.auth.viewer import Viewer
 from modelharbor.cache.client import Cache
-from modelharbor.db.base import BaseDocument
+from modelharbor.db.base import BaseDocument, Row
 from modelharbor.db.connection import Database
 from modelharbor.errors import Unavailable
 
@@ -77,6 +77,16 @@ class Loader(DataLoader[K, R], Generic[K, R, A]):
         if not self._queue:
             self.loop.call_soon(dispatch_queue, self, context=self._origin)
         self._queue.append(Queued(key, future))
+
+    async def find(self, collection: str, query: Row, names: Iterable[str] = ()) -> list[Row]:
+        """Rows in one command: a batch holds them all, so no `getMore` follows (below 16 MB)."""
+        return await (
+            self.reads.database.data[collection]
+            .find(query, dict.fromkeys(names, 1) or None)
+            .batch_size(10_000)
+            .max_time_ms(self.reads.database.query_timeout_ms)
+            .to_list()
+        )
 
     async def _dispatched(self, keys: list[K]) -> list[R | Exception]:
         self.reads.count.batches += 1

@@ -1,0 +1,133 @@
+"""The pieces that MongoDB filters are made of: every value in them is a scalar that we checked.
+
+A client's own dict or operator can never come through: a piece takes scalars and makes the dict.
+"""
+
+import math
+import re
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Any, Final
+
+from modelharbor.errors import BadUserInput
+
+from .base import Row
+
+MAX_TEXT: Final = 256  # characters of a value
+MAX_VALUES: Final = 100  # of a list of values
+NOTHING: Final[Row] = {"_id": {"$in": []}}
+
+
+def text(
+    path: str,
+    *,
+    eq: str | None,
+    one_of: Sequence[str] | None,
+    prefix: str | None,
+    contains: str | None,
+) -> Row:
+    """Conditions on a text; given together, all must hold. Expressions are escaped."""
+    given: list[Row] = []
+    if eq is not None:
+        given.append({path: _text(eq)})
+    if one_of is not None:
+        given.append({path: {"$in": [_text(value) for value in _values(one_of)]}})
+    if prefix is not None:
+        given.append({path: {"$regex": "^" + re.escape(_text(prefix))}})
+    if contains is not None:
+        given.append({path: {"$regex": re.escape(_text(contains))}})
+    return all_of(given)
+
+
+def text_list(
+    path: str,
+    *,
+    has_all: Sequence[str] | None,
+    has_any: Sequence[str] | None,
+    has_none: Sequence[str] | None,
+) -> Row:
+    given: list[Row] = []
+    if has_all is not None:
+        given.extend({path: _text(value)} for value in _values(has_all))
+    if has_any is not None:
+        given.append({path: {"$in": [_text(value) for value in _values(has_any)]}})
+    if has_none is not None:
+        given.append({path: {"$nin": [_text(value) for value in _values(has_none)]}})
+    return all_of(given)
+
+
+def between(path: str, *, gte: int | datetime | None, lte: int | datetime | None) -> Row:
+    bounds: Row = {}
+    for operator, bound in (("$gte", gte), ("$lte", lte)):
+        if isinstance(bound, int) and abs(bound) >= 2**63:
+            raise BadUserInput(f"{bound} does not fit into 64 bits.")
+        if bound is not None:
+            bounds[operator] = bound
+    return {path: bounds} if bounds else {}
+
+
+def one_of(path: str, values: Sequence[str]) -> Row:
+    """`values` come from an enum."""
+    return {path: values[0] if len(values) == 1 else {"$in": list(values)}}
+
+
+_ABSENT: Final = object()
+
+
+def property_value(
+    key: str, *, eq: Any = _ABSENT, exists: bool | None, gt: float | None, lt: float | None
+) -> Row:
+    """Conditions on one of an object's own properties. `eq` takes a text, number, boolean or null."""
+    if not key or len(key) > MAX_TEXT or key.startswith("$") or "." in key or "\0" in key:
+        raise BadUserInput("A property's key is not empty, has no dot and does not begin with `$`.")
+    path, given = f"properties.{key}", list[Row]()
+    if eq is not _ABSENT:
+        if not isinstance(eq, str | int | float | bool | None):
+            raise BadUserInput("A property is compared with a text, a number, a boolean or null.")
+        if isinstance(eq, int) and abs(eq) >= 2**63:
+            raise BadUserInput(f"{eq} does not fit into 64 bits.")
+        given.append({path: _text(eq) if isinstance(eq, str) else eq})
+    if exists is not None:
+        given.append({path: {"$exists": exists}})
+    for operator, bound in (("$gt", gt), ("$lt", lt)):
+        if bound is not None:
+            if not math.isfinite(bound):
+                raise BadUserInput("A bound is a finite number.")
+            given.append({path: {operator: bound}})
+    return all_of(given)
+
+
+def all_of(parts: Sequence[Row]) -> Row:
+    """All hold; of none: everything."""
+    parts = [part for part in parts if part]
+    if len(parts) < 2:
+        return parts[0] if parts else {}
+    keys = [key for part in parts for key in part]
+    if len(set(keys)) == len(keys):
+        return {key: value for part in parts for key, value in part.items()}
+    return {"$and": list(parts)}
+
+
+def any_of(parts: Sequence[Row]) -> Row:
+    """One holds at least; of none: nothing."""
+    if not parts:
+        return NOTHING
+    return parts[0] if len(parts) == 1 else {"$or": list(parts)}
+
+
+def none_of(part: Row) -> Row:
+    return {"$nor": [part]}
+
+
+def _text(value: str) -> str:
+    if len(value) > MAX_TEXT:
+        raise BadUserInput(f"A value has {len(value)} characters; {MAX_TEXT} at most.")
+    if "\0" in value:
+        raise BadUserInput("A value holds a NUL character; leave it out.")
+    return value
+
+
+def _values(values: Sequence[str]) -> Sequence[str]:
+    if len(values) > MAX_VALUES:
+        raise BadUserInput(f"A list has {len(values)} values; {MAX_VALUES} at most.")
+    return values

@@ -1,0 +1,212 @@
+"""Models, and what belongs to each: card, aliases, likes, facets."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+import orjson
+from bson import ObjectId
+
+from modelharbor.cache import keys as cache_keys
+from modelharbor.db.base import Row
+from modelharbor.db.conditions import all_of
+from modelharbor.db.keyset import Filter, Sorted
+from modelharbor.db.models import CardDocument, ModelDocument
+
+from .base import Loader
+from .pages import PageLoader, Total
+from .rows import RowByIdLoader
+
+CACHE_SECONDS: Final = 30  # how old an estimate or a facet may be
+WITH_CONTENTS: Final = "file_sha256"
+"""Stands in a filter for `_id`s that must be looked up: models that hold a file with this hash."""
+MAX_HOLDERS: Final = 10_000
+
+
+class ModelByIdLoader(RowByIdLoader):
+    collection, document = "models", ModelDocument
+
+    def base(self) -> Row:
+        return self.reads.viewer.visible
+
+
+@dataclass(frozen=True, slots=True)
+class ModelName:
+    owner: str
+    name: str
+
+
+class ModelByNameLoader(Loader[str, Row | None, ModelName | ObjectId | None]):
+    """One model, by owner and name in any case, or by its id."""
+
+    document = ModelDocument
+
+    async def batch_load(self, keys: list[str]) -> list[Row | None]:
+        if not isinstance(self.arguments, ModelName):
+            if self.arguments is None:
+                return [None for _ in keys]
+            row = await self.reads.loader(ModelByIdLoader, None).load(self.arguments)
+            return [row for _ in keys]
+        wanted = {
+            "owner_login_lower": self.arguments.owner.lower(),
+            "name_lower": self.arguments.name.lower(),
+        }
+        rows = await self.find("models", {**wanted, **self.reads.viewer.visible})
+        return [rows[0] if rows else None for _ in keys]
+
+
+async def with_holders(loader: Loader[Any, Any, Any], query: Row) -> Row:
+    """The filter with each `file_sha256` in it replaced by the ids of the models that hold it."""
+    if WITH_CONTENTS in query:
+        found = await loader.reads.database.data["files"].distinct(
+            "model_id",
+            {"sha256": query[WITH_CONTENTS]},
+            maxTimeMS=loader.reads.database.query_timeout_ms,
+        )
+        rest = {key: value for key, value in query.items() if key != WITH_CONTENTS}
+        query = all_of([rest, {"_id": {"$in": found[:MAX_HOLDERS]}}])
+    return {
+        key: [await with_holders(loader, part) for part in value]
+        if key in ("$and", "$or", "$nor")
+        else value
+        for key, value in query.items()
+    }
+
+
+class ModelPageLoader(PageLoader[str]):
+    """Models that the viewer may see; with `search` by words, which all must occur."""
+
+    collection, document = "models", ModelDocument
+
+    def base(self) -> Row:
+        return self.reads.viewer.visible
+
+    async def batch_load(self, keys: list[str]) -> Sequence[Row | Exception | None]:
+        query = await with_holders(self, self.query)
+        page = self.page("root", await self.one(query))
+        page["total"] = Total("models", query=Filter(query))
+        return [page for _ in keys]
+
+    @property
+    def query(self) -> Row:
+        words = {"$text": {"$search": self.arguments.search}} if self.arguments.search else {}
+        return all_of([words, self.base(), self.arguments.query.data])
+
+    async def one(self, query: Row) -> list[Row]:
+        window = self.arguments
+        if window.order.kind is not Sorted.SCORE:
+            return await super().one(query)
+        pipeline: list[Row] = [
+            {"$match": query},
+            {"$set": {"score": {"$meta": "textScore"}}},
+            {"$match": window.between({})},
+            {"$sort": window.sort},
+            {"$limit": window.limit + 1},
+        ]
+        cursor = await self.reads.database.data["models"].aggregate(
+            [*pipeline, {"$project": self.projection}] if self.projection else pipeline,
+            maxTimeMS=self.reads.database.query_timeout_ms,
+            batchSize=window.limit + 2,
+        )
+        return await cursor.to_list()
+
+
+class EstimateLoader(Loader[Total, int, None]):
+    """Counts that may be as old as the cache keeps them."""
+
+    async def batch_load(self, keys: list[Total]) -> list[int]:
+        return [await self.estimate(total) for total in keys]
+
+    async def estimate(self, total: Total) -> int:
+        query = total.query or Filter({})
+        key = cache_keys.model_count(query.raw)
+        cached = await self.reads.cache.get(key)
+        if cached is not None:
+            return int(cached)
+        count = await self.reads.database.data["models"].count_documents(
+            query.data, maxTimeMS=self.reads.database.query_timeout_ms
+        )
+        await self.reads.cache.put(key, str(count).encode(), CACHE_SECONDS)
+        return count
+
+
+@dataclass(frozen=True, slots=True)
+class FacetsWanted:
+    fields: tuple[tuple[str, str], ...]  # (name for the client, stored path)
+    limit: int
+
+
+class FacetsLoader(Loader[Total, list[Row], FacetsWanted]):
+    """The most frequent values of fields, among all models of a list."""
+
+    async def batch_load(self, keys: list[Total]) -> list[list[Row]]:
+        return [
+            [await self.facet(total, *field) for field in self.arguments.fields] for total in keys
+        ]
+
+    async def facet(self, total: Total, name: str, path: str) -> Row:
+        query = total.query or Filter({})
+        key = cache_keys.model_facets(query.raw, name, self.arguments.limit)
+        cached = await self.reads.cache.get(key)
+        buckets = (
+            orjson.loads(cached) if cached is not None else await self.buckets(query.data, path)
+        )
+        if cached is None:
+            await self.reads.cache.put(key, orjson.dumps(buckets), CACHE_SECONDS)
+        return {"field": name, "buckets": buckets}
+
+    async def buckets(self, query: Row, path: str) -> list[Row]:
+        cursor = await self.reads.database.data["models"].aggregate(
+            [
+                {"$match": query},
+                {"$project": {"_id": 0, "value": f"${path}"}},
+                {"$unwind": "$value"},
+                {"$group": {"_id": "$value", "count": {"$sum": 1}}},
+                {"$match": {"_id": {"$ne": None}}},
+                {"$sort": {"count": -1, "_id": 1}},
+                {"$limit": self.arguments.limit},
+            ],
+            maxTimeMS=self.reads.database.query_timeout_ms,
+            batchSize=self.arguments.limit + 1,
+        )
+        return [{"value": row["_id"], "count": row["count"]} async for row in cursor]
+
+
+class CardByModelLoader(RowByIdLoader):
+    """Cards, of models that were reached: a card has its model's id."""
+
+    collection, document = "cards", CardDocument
+
+
+class AliasesByVersionLoader(Loader[tuple[ObjectId, ObjectId], list[Row], None]):
+    """The aliases of one version; the key is (model id, version id)."""
+
+    async def batch_load(self, keys: list[tuple[ObjectId, ObjectId]]) -> list[list[Row]]:
+        models = list({model_id for model_id, _ in keys})
+        rows = await self.find("models", {"_id": {"$in": models}}, ["aliases"])
+        by_id = {row["_id"]: alias_rows(row["_id"], row["aliases"]) for row in rows}
+        return [
+            [alias for alias in by_id.get(model_id, ()) if alias["version_id"] == version_id]
+            for model_id, version_id in keys
+        ]
+
+
+def alias_rows(_id: ObjectId, aliases: list[Row]) -> list[Row]:
+    """Aliases of a model as rows of their own, by name."""
+    return sorted(
+        ({**alias, "model_id": _id} for alias in aliases), key=lambda alias: alias["name"]
+    )
+
+
+class LikedByModelLoader(Loader[ObjectId, bool, None]):
+    """Whether the viewer likes models."""
+
+    async def batch_load(self, keys: list[ObjectId]) -> list[bool]:
+        user_id = self.reads.viewer.user_id
+        if user_id is None:
+            return [False for _ in keys]
+        rows = await self.find(
+            "likes", {"user_id": user_id, "model_id": {"$in": keys}}, ["model_id"]
+        )
+        liked = {row["model_id"] for row in rows}
+        return [key in liked for key in keys]

@@ -1,0 +1,92 @@
+"""Objects by their global id: malformed, unknown and forbidden ones are all None."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+from bson import ObjectId
+
+from modelharbor.db.base import Row
+
+from .actors import ActorByIdLoader, MembershipByIdLoader, TokenByIdLoader
+from .base import Loader
+from .files import FileByIdLoader
+from .models import ModelByIdLoader, alias_rows
+from .rows import RowByIdLoader
+from .versions import VersionByIdLoader
+
+BY_TYPE: Final[dict[str, type[RowByIdLoader]]] = {
+    "Model": ModelByIdLoader,
+    "ModelVersion": VersionByIdLoader,
+    "ModelFile": FileByIdLoader,
+    "User": ActorByIdLoader,
+    "Organization": ActorByIdLoader,
+    "Membership": MembershipByIdLoader,
+    "ApiToken": TokenByIdLoader,
+    "Alias": ModelByIdLoader,
+}
+"""The loader of each type. Of versions and files it does not look at who asks: `reach` does."""
+
+
+@dataclass(frozen=True, slots=True)
+class Reference:
+    """What a global id says."""
+
+    typename: str
+    id: ObjectId
+    name: str | None = None  # of an alias
+
+
+class NodesLoader(Loader[str, list[Row | None], tuple[Reference | None, ...]]):
+    """Objects of any types, in the order of the references: one batch for each type."""
+
+    async def batch_load(self, keys: list[str]) -> list[list[Row | None]]:
+        found: dict[Reference, Row | None] = {}
+        for typename, loader in BY_TYPE.items():
+            wanted = [r for r in self.arguments if r is not None and r.typename == typename]
+            if wanted:
+                batch = self.reads.loader(loader, None)
+                rows = await batch.load_many([reference.id for reference in wanted])
+                found.update(zip(wanted, await self.reach(typename, wanted, rows), strict=True))
+        nodes = [found.get(reference) if reference else None for reference in self.arguments]
+        return [nodes for _ in keys]
+
+    async def reach(
+        self, typename: str, wanted: Sequence[Reference], rows: Sequence[Row | None]
+    ) -> list[Row | None]:
+        """The rows that the viewer may see, tagged with their type."""
+        models: dict[ObjectId, Any] = {}
+        if typename in ("ModelVersion", "ModelFile"):
+            ids = list({row["model_id"] for row in rows if row})
+            batch = self.reads.loader(ModelByIdLoader, None)
+            models = dict(zip(ids, await batch.load_many(ids), strict=True))
+        out: list[Row | None] = []
+        for reference, row in zip(wanted, rows, strict=True):
+            if row and typename == "Alias":
+                row = next(
+                    (
+                        a
+                        for a in alias_rows(row["_id"], row["aliases"])
+                        if a["name"] == reference.name
+                    ),
+                    None,
+                )
+            elif row and reference.name is not None:
+                row = None
+            if row and models and not models.get(row["model_id"]):
+                row = None
+            if (
+                row
+                and row.get("kind", typename) != typename
+                and typename in ("User", "Organization")
+            ):
+                row = None
+            out.append({**row, "__typename": typename} if row else None)
+        return out
+
+
+class NodeLoader(NodesLoader):
+    """One object."""
+
+    async def batch_load(self, keys: list[str]) -> list[Any]:
+        return [nodes[0] for nodes in await super().batch_load(keys)]

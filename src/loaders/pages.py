@@ -1,0 +1,206 @@
+"""Pages of lists: one command for all parents of a level, whatever their number."""
+
+import asyncio
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, TypeVar
+
+from modelharbor.auth.viewer import Viewer
+from modelharbor.db.base import Row
+from modelharbor.db.conditions import all_of
+from modelharbor.db.keyset import Filter, Window
+
+from .base import ROOT, Loader
+
+K = TypeVar("K", bound=Hashable)
+
+
+@dataclass(frozen=True, slots=True)
+class Total:
+    """What would have to be counted, if someone asks.
+
+    Either a counter that stands in the row `key` of `collection` at `counter`, or the rows of
+    `collection` that match `query`, of one parent where `parent` names the field that holds `key`.
+    """
+
+    collection: str
+    key: Hashable = ROOT
+    query: Filter | None = None
+    parent: str | None = None
+    counter: str | None = None
+    through_models: bool = False  # only rows whose model the viewer may see
+    also: "Total | None" = None  # added to it
+
+
+def in_visible_models(viewer: Viewer) -> list[Row]:
+    """Stages that keep the rows whose model the viewer may see."""
+    return [
+        {
+            "$lookup": {
+                "from": "models",
+                "localField": "model_id",
+                "foreignField": "_id",
+                "pipeline": [{"$match": viewer.visible}, {"$project": {"_id": 1}}],
+                "as": "visible",
+            }
+        },
+        {"$match": {"visible": {"$ne": []}}},
+        {"$unset": "visible"},
+    ]
+
+
+class TotalLoader(Loader[Total, int, None]):
+    """How many rows lists have: one command for those that differ in their parent only."""
+
+    async def batch_load(self, keys: list[Total]) -> list[int]:
+        found: dict[Total, int] = {}
+        groups: dict[Hashable, list[Total]] = {}
+        for total in keys:
+            if total.parent is None and total.counter is None:
+                found[total] = await self.count(total)
+            else:
+                together = (total.collection, total.query, total.parent, total.counter)
+                groups.setdefault(together, []).append(total)
+        for totals in groups.values():
+            counts = await (self.counters(totals) if totals[0].counter else self.grouped(totals))
+            found.update({total: counts.get(total.key, 0) for total in totals})
+        return [found[total] for total in keys]
+
+    async def count(self, total: Total) -> int:
+        if total.also is not None:
+            alone = replace(total, also=None)
+            return sum(await asyncio.gather(self.count(alone), self.count(total.also)))
+        query = total.query.data if total.query else {}
+        if total.through_models:
+            cursor = await self.reads.database.data[total.collection].aggregate(
+                [{"$match": query}, *in_visible_models(self.reads.viewer), {"$count": "count"}],
+                maxTimeMS=self.reads.database.query_timeout_ms,
+            )
+            return sum([row["count"] async for row in cursor])
+        return await self.reads.database.data[total.collection].count_documents(
+            query,
+            maxTimeMS=self.reads.database.query_timeout_ms,
+        )
+
+    async def counters(self, totals: Sequence[Total]) -> dict[Hashable, int]:
+        path = str(totals[0].counter)
+        by_id = {total.key: total.key for total in totals}
+        rows = await self.find(totals[0].collection, {"_id": {"$in": list(by_id)}}, [path])
+        counts = {}
+        for row in rows:
+            value: Any = row
+            for name in path.split("."):
+                value = value[name]
+            counts[row["_id"]] = value
+        return counts
+
+    async def grouped(self, totals: Sequence[Total]) -> dict[Hashable, int]:
+        first = totals[0]
+        parents = {str(first.parent): {"$in": [total.key for total in totals]}}
+        match = all_of([parents, first.query.data if first.query else {}])
+        cursor = await self.reads.database.data[first.collection].aggregate(
+            [{"$match": match}, {"$group": {"_id": f"${first.parent}", "count": {"$sum": 1}}}],
+            maxTimeMS=self.reads.database.query_timeout_ms,
+            batchSize=len(totals) + 1,
+        )
+        return {row["_id"]: row["count"] async for row in cursor}
+
+
+class PageLoader(Loader[K, Row | None, Window]):
+    """A page of a collection: for the root, or for each parent.
+
+    A page is a row too: {nodes, window, has_next, has_previous, total}.
+    """
+
+    collection: ClassVar[str]
+    parent: ClassVar[str | None] = None  # field of the collection that holds the parent's key
+    counter: ClassVar[tuple[str, str] | None] = None
+    """(collection, path) where the parent keeps the number of its rows; used without a filter."""
+    always: ClassVar[frozenset[str]] = frozenset({"_id"})
+
+    def base(self) -> Row:
+        """The filter that always holds: who may see what."""
+        return {}
+
+    async def batch_load(self, keys: list[K]) -> Sequence[Row | Exception | None]:
+        if self.parent is None:
+            page = self.page(ROOT, await self.one(self.query))
+            return [page for _ in keys]
+        base = self.query
+        if len(keys) == 1:
+            found = {keys[0]: await self.one(all_of([{self.parent: keys[0]}, base]))}
+        else:
+            found = await self.many(keys, base)
+        return [self.page(key, found[key]) for key in keys]
+
+    @property
+    def query(self) -> Row:
+        """What the rows match, apart from their parent."""
+        return all_of([self.base(), self.arguments.query.data])
+
+    async def one(self, query: Row) -> list[Row]:
+        """The rows of one list."""
+        window = self.arguments
+        return await (
+            self.reads.database.data[self.collection]
+            .find(window.between(query), self.projection)
+            .sort(window.sort)
+            .limit(window.limit + 1)
+            .batch_size(window.limit + 2)
+            .max_time_ms(self.reads.database.query_timeout_ms)
+            .to_list()
+        )
+
+    async def many(self, keys: list[K], base: Row) -> dict[K, list[Row]]:
+        """The rows of the lists of all parents. `$lookup` keeps the limit for each of them; a
+        `$group` would read all children."""
+        window = self.arguments
+        pipeline: list[Row] = [
+            {"$match": window.between(base)},
+            {"$sort": window.sort},
+            {"$limit": window.limit + 1},
+        ]
+        if self.projection:
+            pipeline.append({"$project": self.projection})
+        cursor = await self.reads.database.data.aggregate(
+            [
+                {"$documents": [{"key": key} for key in keys]},
+                {
+                    "$lookup": {
+                        "from": self.collection,
+                        "localField": "key",
+                        "foreignField": self.parent,
+                        "pipeline": pipeline,
+                        "as": "rows",
+                    }
+                },
+            ],
+            batchSize=len(keys) + 1,
+            maxTimeMS=self.reads.database.query_timeout_ms,
+        )
+        return {row["key"]: row["rows"] async for row in cursor}
+
+    @property
+    def projection(self) -> dict[str, int] | None:
+        if not self.fields:
+            return None
+        return dict.fromkeys(self.fields | self.always | {self.arguments.order.path}, 1)
+
+    def page(self, key: Hashable, found: list[Row]) -> Row:
+        window = self.arguments
+        more = len(found) > window.limit
+        nodes = found[: window.limit]
+        if window.backward:
+            nodes.reverse()
+        return {
+            "nodes": nodes,
+            "window": window,
+            "has_next": window.before is not None if window.backward else more,
+            "has_previous": more if window.backward else window.after is not None,
+            "total": self.total(key),
+        }
+
+    def total(self, key: Hashable) -> Total:
+        if self.counter is not None and not self.arguments.query.data:
+            return Total(self.counter[0], key, counter=self.counter[1])
+        return Total(self.collection, key, query=Filter(self.query), parent=self.parent)

@@ -1,0 +1,28 @@
+"""Rows of a collection by their id."""
+
+from collections.abc import Sequence
+from typing import ClassVar
+
+from bson import ObjectId
+
+from modelharbor.db.base import Row
+
+from .base import Loader
+
+
+class RowByIdLoader(Loader[ObjectId, Row | None, None]):
+    """Rows by `_id`; None where there is none, or none that the viewer may see."""
+
+    collection: ClassVar[str]
+    always: ClassVar[frozenset[str]] = frozenset({"_id"})
+
+    def base(self) -> Row:
+        """The filter that always holds: who may see what."""
+        return {}
+
+    async def batch_load(self, keys: list[ObjectId]) -> Sequence[Row | Exception | None]:
+        wanted = keys[0] if len(keys) == 1 else {"$in": keys}
+        names = self.fields | self.always if self.fields else ()
+        rows = await self.find(self.collection, {"_id": wanted, **self.base()}, names)
+        by_id = {row["_id"]: row for row in rows}
+        return [by_id.get(key) for key in keys]

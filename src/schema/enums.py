@@ -1,0 +1,125 @@
+"""Enums of the database as the API shows them, with a description of each value.
+
+Imported for its effect before any type names them: see schema/__init__.py.
+"""
+
+from collections.abc import Mapping
+from enum import Enum
+from typing import Any
+
+import strawberry
+
+from modelharbor.db.actors import Role
+from modelharbor.db.files import FileFormat, FileRole
+from modelharbor.db.models import ModelState, Visibility
+from modelharbor.db.tokens import Permission
+from modelharbor.db.versions import VersionStatus
+from modelharbor.errors import ErrorCode
+
+
+def describe(kind: type[Enum], description: str, values: Mapping[str, str]) -> None:
+    """Make `kind` an enum of the schema. KeyError when a value has no description."""
+    strawberry.enum(kind, description=description)
+    definition: Any = kind
+    for value in definition.__strawberry_definition__.values:
+        value.description = values[value.name]
+
+
+describe(
+    Role,
+    "What someone may do, each role more than the one before.",
+    {
+        "VIEWER": "See what is not public.",
+        "DOWNLOADER": "Download files too.",
+        "CONTRIBUTOR": "Make and change models and versions too.",
+        "MAINTAINER": "Publish versions, archive, and set aliases too.",
+        "ADMIN": "Delete, change visibility and give roles too.",
+    },
+)
+describe(
+    Permission,
+    "One thing that someone may do.",
+    {
+        "READ": "See what is not public.",
+        "DOWNLOAD": "Download files.",
+        "WRITE": "Make and change models and versions.",
+        "PUBLISH": "Publish and archive versions, archive and restore models.",
+        "PROMOTE": "Set and delete aliases.",
+        "ADMINISTER": "Delete, change visibility, give roles, make tokens.",
+        "OPERATE": "Operate the whole site.",
+    },
+)
+describe(
+    Visibility,
+    "Who may see a model.",
+    {
+        "PUBLIC": "Everybody.",
+        "INTERNAL": "Everybody with a token.",
+        "PRIVATE": "Its owner, the members of the organization that owns it, and who has a role on it.",
+    },
+)
+describe(
+    ModelState,
+    "Where a model is in its life.",
+    {
+        "ACTIVE": "In use.",
+        "ARCHIVED": "Kept, but in lists only when asked for.",
+        "DELETED": "Gone; until it is cleaned up, its administrators can restore it.",
+    },
+)
+describe(
+    VersionStatus,
+    "Where a version is in its life.",
+    {
+        "DRAFT": "Made, not published; its files can change.",
+        "PROCESSING": "Being checked before it is READY.",
+        "READY": "Published; its files never change again.",
+        "ARCHIVED": "Kept, but no longer offered as the latest.",
+        "DELETED": "Gone.",
+    },
+)
+describe(
+    FileRole,
+    "What a file is for.",
+    {
+        "WEIGHTS": "Parameters of the model.",
+        "CONFIG": "How it is built and run.",
+        "TOKENIZER": "How text becomes numbers.",
+        "CARD": "Its description.",
+        "CODE": "Program text.",
+        "SAMPLE": "Examples and data.",
+        "OTHER": "Anything else.",
+    },
+)
+describe(
+    FileFormat,
+    "How a file is written, found from its first bytes.",
+    {
+        "SAFETENSORS": "safetensors.",
+        "GGUF": "GGUF, as llama.cpp reads it.",
+        "PYTORCH_PICKLE": "PyTorch, or any other pickle: loading it can run code.",
+        "ONNX": "ONNX.",
+        "TENSORFLOW": "TensorFlow or TensorFlow Lite.",
+        "KERAS": "Keras.",
+        "NUMPY": "NumPy.",
+        "OPENVINO": "OpenVINO.",
+        "COREML": "Core ML.",
+        "TENSORRT": "TensorRT.",
+        "JSON": "JSON.",
+        "TEXT": "Text in UTF-8.",
+        "OTHER": "Anything else.",
+    },
+)
+describe(
+    ErrorCode,
+    "Why a mutation did not do what was asked. Nothing was changed then.",
+    {
+        "BAD_INPUT": "A value is not acceptable; the message says what to change.",
+        "NOT_FOUND": "It is not there, or you may not see it.",
+        "ALREADY_EXISTS": "The name is taken.",
+        "FORBIDDEN": "You may see it, but not do this with it.",
+        "CONFLICT": "Something else stands in the way; the message says what.",
+        "STALE_REVISION": "It was changed since you read it; read again.",
+        "INVALID_TRANSITION": "It is not in a state from which this is possible.",
+    },
+)

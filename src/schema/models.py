@@ -1,0 +1,246 @@
+"""Models and their lists."""
+
+from datetime import datetime
+from enum import Enum
+from typing import Annotated, Any
+
+import strawberry
+from bson import ObjectId
+
+from modelharbor.auth.viewer import Viewer
+from modelharbor.db.base import Row
+from modelharbor.db.keyset import Window
+from modelharbor.db.models import ModelState, Visibility
+from modelharbor.db.tokens import Permission
+from modelharbor.errors import BadUserInput
+from modelharbor.execution.declaration import computed, loaded, rows
+from modelharbor.loaders.actors import ActorByIdLoader
+from modelharbor.loaders.models import (
+    CardByModelLoader,
+    EstimateLoader,
+    FacetsLoader,
+    FacetsWanted,
+    LikedByModelLoader,
+    alias_rows,
+)
+from modelharbor.loaders.search import HIGHLIGHTED, highlights
+from modelharbor.loaders.versions import (
+    VersionByIdLoader,
+    VersionByModelLoader,
+    VersionsByModelLoader,
+    VersionWanted,
+)
+
+from .directives import Cost
+from .nodes import Actor, Node
+from .pages import PER_ROW, Connection
+from .scalars import JSON, BigInt, Cursor
+from .versions import Alias, ModelVersion, versions_window
+
+
+@strawberry.type(description="The description of a model, from its README.")
+class ModelCard:
+    markdown: str = strawberry.field(description="As it was written, front matter included.")
+    metadata: JSON = strawberry.field(description="Its front matter.")
+    html: str = strawberry.field(
+        description="Rendered, and cleaned of everything that could run or load something."
+    )
+
+
+@strawberry.type(description="Counters of a model, kept by the changes themselves.")
+class ModelStats:
+    downloads_30d: BigInt = strawberry.field(
+        name="downloads30d", description="Downloads in the last 30 days."
+    )
+    downloads_all: BigInt = strawberry.field(name="downloadsAllTime", description="All downloads.")
+    likes: int = strawberry.field(description="How many people like it.")
+    versions: int = strawberry.field(description="Versions, deleted ones apart.")
+    files: int = strawberry.field(description="Files of these versions.")
+    size_bytes: BigInt = strawberry.field(description="Sum of these files' lengths.")
+    stored_bytes: BigInt = strawberry.field(
+        description="The same with equal contents counted once."
+    )
+    trending_score: float = strawberry.field(description="What the order TRENDING sorts by.")
+    as_of: datetime = strawberry.field(description="When they last changed.")
+
+
+def full_name(owner_login: str, name: str) -> str:
+    return f"{owner_login}/{name}"
+
+
+def version_wanted(
+    number: Annotated[int | None, strawberry.argument(description="Its number.")] = None,
+    alias: Annotated[
+        str | None, strawberry.argument(description="A name that points at it.")
+    ] = None,
+) -> VersionWanted:
+    if number is not None and alias is not None:
+        raise BadUserInput("Give `number` or `alias`, not both.")
+    if number is None and alias is None:
+        raise BadUserInput("Give `number` or `alias`.")
+    return VersionWanted(number, alias)
+
+
+def model_aliases(_id: ObjectId, aliases: list[Row]) -> Any:
+    return alias_rows(_id, aliases)
+
+
+def viewer_can(
+    viewer: Viewer, state: str, visibility: str, owner_id: ObjectId, grants: list[Row]
+) -> list[Permission]:
+    model = {
+        "state": state,
+        "visibility": visibility,
+        "owner_id": owner_id,
+        "grants": grants,
+    }
+    found = viewer.on_model(model)
+    return [permission for permission in Permission if permission in found]
+
+
+@strawberry.type(description="An AI model with its versions.")
+class Model(Node):
+    owner: Actor = loaded(ActorByIdLoader, key="owner_id", description="Whoever owns it.")
+    name: str = strawberry.field(description="Unique below its owner, in any case.")
+    full_name: str = computed(full_name, description="Owner and name, as in a reference.")
+    display_name: str | None = strawberry.field(description="Name to show.")
+    summary: str | None = strawberry.field(description="One line about it.")
+    card: ModelCard | None = loaded(
+        CardByModelLoader, key="_id", description="Its description.", directives=(Cost(weight=2),)
+    )
+    task: str | None = strawberry.field(description="What it does, such as text-generation.")
+    library: str | None = strawberry.field(description="What loads it, such as transformers.")
+    license: str | None = strawberry.field(description="Its licence, as in SPDX where it is there.")
+    languages: list[str] = strawberry.field(description="Human languages that it knows.")
+    visibility: Visibility = strawberry.field(description="Who may see it.")
+    tags: list[str] = strawberry.field(description="Free words.")
+    properties: JSON | None = strawberry.field(description="Own properties, by name.")
+    state: ModelState = strawberry.field(description="Where it is in its life.")
+    revision: int = strawberry.field(description="Counts its changes; for `expectedRevision`.")
+    created_at: datetime = strawberry.field(description="When it was made.")
+    updated_at: datetime = strawberry.field(description="When it was last changed.")
+    latest_version: ModelVersion | None = loaded(
+        VersionByIdLoader,
+        key="latest_version_id",
+        description="The READY version with the highest number.",
+    )
+    version: ModelVersion | None = loaded(
+        VersionByModelLoader,
+        key="_id",
+        arguments=version_wanted,
+        description="One version, by its number or an alias.",
+    )
+    versions: Connection[ModelVersion] = loaded(
+        VersionsByModelLoader,
+        key="_id",
+        arguments=versions_window,
+        description="Its versions.",
+        directives=PER_ROW,
+    )
+    aliases: list[Alias] = computed(
+        model_aliases, description="Names that point at its versions, in order."
+    )
+    stats: ModelStats = strawberry.field(description="Its counters.")
+    viewer_can: list[Permission] = computed(viewer_can, description="What you may do with it.")
+    viewer_has_liked: bool = loaded(
+        LikedByModelLoader, key="_id", description="Whether you like it."
+    )
+
+
+@strawberry.type(description="Where the words of a search stand.")
+class Highlight:
+    field: str = strawberry.field(description="Name of the field.")
+    fragment: str = strawberry.field(
+        description="A part of its value as HTML, with the words in `<em>`."
+    )
+
+
+@strawberry.enum(description="What models can be counted by.")
+class ModelFacetField(Enum):
+    TASK = strawberry.enum_value("TASK", description="Task.")
+    LIBRARY = strawberry.enum_value("LIBRARY", description="Library.")
+    LICENSE = strawberry.enum_value("LICENSE", description="Licence.")
+    LANGUAGE = strawberry.enum_value("LANGUAGE", description="Language.")
+    TAG = strawberry.enum_value("TAG", description="Tag.")
+    OWNER = strawberry.enum_value("OWNER", description="Login of the owner.")
+    FORMAT = strawberry.enum_value("FORMAT", description="Formats in the latest version.")
+    VISIBILITY = strawberry.enum_value("VISIBILITY", description="Visibility.")
+
+
+FACET_PATHS = {
+    ModelFacetField.TASK: "task",
+    ModelFacetField.LIBRARY: "library",
+    ModelFacetField.LICENSE: "license",
+    ModelFacetField.LANGUAGE: "languages",
+    ModelFacetField.TAG: "tags",
+    ModelFacetField.OWNER: "owner_login",
+    ModelFacetField.FORMAT: "formats",
+    ModelFacetField.VISIBILITY: "visibility",
+}
+
+
+@strawberry.type(description="One value and how many models have it.")
+class FacetBucket:
+    value: str = strawberry.field(description="The value.")
+    count: int = strawberry.field(description="How many models of the list have it.")
+
+
+@strawberry.type(description="The most frequent values of one field.")
+class Facet:
+    field: ModelFacetField = strawberry.field(description="The field.")
+    buckets: list[FacetBucket] = strawberry.field(description="Its values, most frequent first.")
+
+
+def facets_wanted(
+    fields: Annotated[list[ModelFacetField], strawberry.argument(description="Which fields.")],
+    limit: Annotated[
+        int, strawberry.argument(description="How many values of each, 1 to 100.")
+    ] = 20,
+) -> FacetsWanted:
+    if not 1 <= limit <= 100:
+        raise BadUserInput(f"`limit` is {limit}; it takes 1 to 100.")
+    unique = dict.fromkeys(fields)
+    return FacetsWanted(tuple((field.value, FACET_PATHS[field]) for field in unique), limit)
+
+
+def model_edges(nodes: list[Row], window: Window) -> Any:
+    return [{"cursor": window.cursor(row), "node": row, "search": window.search} for row in nodes]
+
+
+def score(node: Row) -> float | None:
+    found: float | None = node.get("score")
+    return found
+
+
+@strawberry.type(description="A model and its place in the list.")
+class ModelEdge:
+    cursor: Cursor = strawberry.field(description="The place.")
+    node: Model = rows(description="The model.")
+    score: float | None = computed(
+        score,
+        of_rows=("score",),
+        description="How well it fits the words of `search`, in the order RELEVANCE; else null.",
+    )
+    highlights: list[Highlight] = computed(
+        highlights, of_rows=HIGHLIGHTED, description="Where the words of `search` stand in it."
+    )
+
+
+@strawberry.type(description="A page of models.")
+class ModelConnection(Connection[Model]):
+    edges: list[ModelEdge] = computed(
+        model_edges, description="The models of the page with their places."
+    )
+    estimated_count: int = loaded(
+        EstimateLoader,
+        key="total",
+        description="`totalCount` as it was half a minute ago at most: cheaper.",
+        directives=(Cost(weight=2),),
+    )
+    facets: list[Facet] = loaded(
+        FacetsLoader,
+        key="total",
+        arguments=facets_wanted,
+        description="The most frequent values among all models of the list, half a minute old at most.",
+        directives=(Cost(weight=10),),
+    )

@@ -1,0 +1,99 @@
+"""Documents for tests, as the resolvers would write them, with what a test does not care about filled in."""
+
+from datetime import UTC, datetime
+from typing import Any
+
+from modelharbor.auth.viewer import Viewer, model_principals
+from modelharbor.db.actors import ActorDocument, ActorKind, Role
+from modelharbor.db.base import BaseDocument, Row
+from modelharbor.db.connection import Database
+from modelharbor.db.files import FileDocument
+from modelharbor.db.models import ModelDocument, Stats, Visibility
+from modelharbor.db.tokens import Permission
+from modelharbor.db.versions import VersionDocument, VersionStatus
+
+START = datetime(2026, 1, 1, tzinfo=UTC)
+SCOPES = frozenset(Permission) - {Permission.OPERATE}
+
+
+def row_of(document: BaseDocument) -> Row:
+    """The document as it is stored."""
+    from beanie.odm.utils.dump import get_dict
+
+    row: Row = get_dict(document, to_db=True)
+    return row
+
+
+async def insert_actor(
+    login: str, kind: ActorKind = ActorKind.USER, **values: Any
+) -> ActorDocument:
+    actor = ActorDocument(kind=kind, login=login, login_lower=login.lower(), **values)
+    await actor.insert()
+    return actor
+
+
+def viewer_of(actor: ActorDocument, roles: dict[Any, Role] | None = None) -> Viewer:
+    return Viewer(user=row_of(actor), roles=roles or {}, scopes=SCOPES)
+
+
+async def insert_model(
+    owner: ActorDocument,
+    name: str,
+    *,
+    visibility: Visibility = Visibility.PUBLIC,
+    **values: Any,
+) -> ModelDocument:
+    stats = values.pop("stats", {})
+    model = ModelDocument(
+        owner_id=owner.id,
+        owner_login=owner.login,
+        owner_login_lower=owner.login_lower,
+        owner_kind=owner.kind,
+        name=name,
+        name_lower=name.lower(),
+        visibility=visibility,
+        stats=Stats(**{"as_of": START, **stats}),
+        **{"created_at": START, "updated_at": START, **values},
+    )
+    model.principals = model_principals(row_of(model))
+    await model.insert()
+    return model
+
+
+async def insert_version(
+    database: Database, model: ModelDocument, files: dict[str, int], **values: Any
+) -> VersionDocument:
+    """A READY version, with files of these lengths; counters of the model follow."""
+    model.last_number += 1
+    version = VersionDocument(
+        model_id=model.id,
+        number=model.last_number,
+        **{
+            "status": VersionStatus.READY,
+            "file_count": len(files),
+            "size_bytes": sum(files.values()),
+            "created_at": START,
+            **values,
+        },
+    )
+    await version.insert()
+    for path, size in files.items():
+        await FileDocument(
+            version_id=version.id,
+            model_id=model.id,
+            path=path,
+            size_bytes=size,
+            sha256=f"{size:064x}",
+        ).insert()
+    await database.data["models"].update_one(
+        {"_id": model.id},
+        {
+            "$set": {"latest_version_id": version.id, "last_number": model.last_number},
+            "$inc": {
+                "stats.versions": 1,
+                "stats.files": len(files),
+                "stats.size_bytes": sum(files.values()),
+            },
+        },
+    )
+    return version
