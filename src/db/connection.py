@@ -5,7 +5,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import TypeVar
 
-from beanie import init_beanie
+from beanie.odm.utils.init import Initializer
 from bson.codec_options import CodecOptions
 from pymongo import AsyncMongoClient, WriteConcern
 from pymongo.asynchronous.client_session import AsyncClientSession
@@ -38,6 +38,13 @@ class Database:
             )
 
 
+class _Documents(Initializer):
+    """Beanie's, without its questions to the server (version, collections): nobody answers yet."""
+
+    async def _load_cached_info(self) -> None:
+        self._database_major_version = 6  # Beanie asks it for nested links only: there are none
+
+
 @asynccontextmanager
 async def connect(settings: Settings) -> AsyncIterator[Database]:
     """Open the pool. Sends nothing yet: the server starts without its database and waits for it.
@@ -62,5 +69,5 @@ async def connect(settings: Settings) -> AsyncIterator[Database]:
             read_concern=ReadConcern("majority"),
             write_concern=WriteConcern("majority"),
         )
-        await init_beanie(database=data, document_models=DOCUMENTS, skip_indexes=True)
+        await _Documents(database=data, document_models=DOCUMENTS, skip_indexes=True)
         yield Database(client, data, settings.query_timeout_ms)

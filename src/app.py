@@ -1,0 +1,94 @@
+"""The application: routes, middleware, and what it holds open while it runs."""
+
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+
+import strawberry
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.middleware.cors import CORSMiddleware
+from starlette.routing import Route
+
+from modelharbor.auth.links import secret_key
+from modelharbor.auth.tokens import finish_notes
+from modelharbor.cache.client import connect_cache
+from modelharbor.db.connection import connect
+from modelharbor.errors import HarborError
+from modelharbor.http.console import console_routes, graphiql_page
+from modelharbor.http.downloads import download_routes
+from modelharbor.http.graphql import GraphQLEndpoint
+from modelharbor.http.health import health_routes
+from modelharbor.http.middleware import (
+    CompressionMiddleware,
+    HostMiddleware,
+    RequestMiddleware,
+    harbor_error,
+    http_error,
+)
+from modelharbor.http.state import State
+from modelharbor.observability.logging import configure_logging
+from modelharbor.observability.sentry import init_sentry
+from modelharbor.resolvers.downloads import counting_downloads
+from modelharbor.schema import schema as served_schema
+from modelharbor.settings import Settings
+from modelharbor.storage.blobs import open_storage
+
+
+def create_app(
+    settings: Settings | None = None, schema: strawberry.Schema | None = None
+) -> Starlette:
+    """The server. Without settings the process is its own: they come from the environment, and logs and Sentry are set up."""
+    if settings is None:
+        settings = Settings()
+        configure_logging(settings)
+        init_sentry(settings)
+
+    @asynccontextmanager
+    async def lifespan(app: Starlette) -> AsyncIterator[State]:
+        """Opens pools, which connect when they are used: the server starts without its engines."""
+        async with AsyncExitStack() as stack:
+            database = await stack.enter_async_context(connect(settings))
+            stack.push_async_callback(finish_notes)
+            yield State(
+                settings=settings,
+                database=database,
+                cache=await stack.enter_async_context(connect_cache(settings)),
+                storage=await stack.enter_async_context(open_storage(settings)),
+                downloads=await stack.enter_async_context(counting_downloads(database)),
+                secret_key=secret_key(settings),
+            )
+
+    return Starlette(
+        routes=[
+            Route("/graphql", GraphQLEndpoint(schema or served_schema, settings, graphiql_page)),
+            *health_routes(),
+            *download_routes(settings),
+            *console_routes(settings),
+        ],
+        middleware=_middleware(settings),
+        exception_handlers={HTTPException: http_error, HarborError: harbor_error},
+        lifespan=lifespan,
+    )
+
+
+def _middleware(settings: Settings) -> list[Middleware]:
+    """From the outside inwards."""
+    found = [Middleware(RequestMiddleware), Middleware(HostMiddleware, settings.allowed_hosts)]
+    if settings.allowed_origins:
+        found.append(
+            Middleware(
+                CORSMiddleware,
+                allow_origins=settings.allowed_origins,
+                allow_methods=["GET", "HEAD", "POST"],
+                allow_headers=[
+                    "authorization",
+                    "content-type",
+                    "range",
+                    "x-modelharbor-cost",
+                    "x-request-id",
+                ],
+                expose_headers=["content-range", "etag", "x-request-id"],
+            )
+        )
+    return [*found, Middleware(CompressionMiddleware)]

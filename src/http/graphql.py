@@ -1,0 +1,323 @@
+"""GraphQL over HTTP (https://graphql.github.io/graphql-over-http/draft/): requests in, answers out."""
+
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Final, TypeAlias
+
+import orjson
+import strawberry
+from graphql import OperationType
+from starlette.datastructures import URL, QueryParams
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from modelharbor.auth.links import DownloadLinks
+from modelharbor.auth.tokens import authenticate
+from modelharbor.context import Context
+from modelharbor.errors import (
+    BadRequest,
+    HarborError,
+    MethodNotAllowed,
+    NotAcceptable,
+    PayloadTooLarge,
+    UnsupportedMediaType,
+)
+from modelharbor.execution.documents import Document, DocumentStore, InvalidDocument, Operation
+from modelharbor.execution.execute import Answer, run
+from modelharbor.execution.failures import any_problem, unexpected
+from modelharbor.execution.persisted import check_hash, find, keep, named_hash
+from modelharbor.observability.commands import CommandCount, counted
+from modelharbor.observability.sentry import operation_scope
+from modelharbor.settings import Settings
+
+from .answers import (
+    JSON,
+    OPERATION,
+    error_response,
+    json_response,
+    request_id_of,
+    with_request_id,
+)
+from .state import State
+
+RESPONSE_JSON: Final = "application/graphql-response+json; charset=utf-8"
+Page: TypeAlias = Callable[[Request[State]], Awaitable[Response]]
+"""Answers browsers that come without an operation."""
+NESTING = 128  # of variables and extensions: far above any input type, far below Python's stack
+COST_HEADER = "x-modelharbor-cost"
+
+
+@dataclass(frozen=True, slots=True)
+class Parameters:
+    """What a request carries, by GET or POST; of the right types."""
+
+    query: str | None
+    variables: dict[str, Any]
+    operation_name: str | None
+    extensions: dict[str, Any]
+    document_id: object
+
+
+class GraphQLEndpoint:
+    """The ASGI application at `/graphql`."""
+
+    def __init__(self, schema: strawberry.Schema, settings: Settings, page: Page) -> None:
+        self.schema = schema
+        self.settings = settings
+        self.page = page
+        self.documents = DocumentStore(schema._schema, settings)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        request: Request[State] = Request(scope, receive)
+        response = await self.respond(request)
+        response.headers.add_vary_header("Accept")
+        await response(scope, receive, send)
+
+    async def respond(self, request: Request[State]) -> Response:
+        media = JSON
+        try:
+            if request.method not in {"GET", "POST"}:
+                raise MethodNotAllowed("GraphQL takes GET and POST.")
+            if request.method == "GET" and _wants_page(request):
+                return await self.page(request)
+            media = negotiate(request.headers.get("accept"))
+            return await self.answer(request, media)
+        except HarborError as error:
+            allow = {"allow": _allowed(request)} if error.status == 405 else {}
+            return error_response(request.scope, error, allow, media)
+        except InvalidDocument as error:
+            content = {"errors": with_request_id(request.scope, list(error.problems))}
+            return json_response(content, _request_error_status(media), None, media)
+
+    async def answer(self, request: Request[State], media: str) -> Response:
+        parameters = await self.parameters(request)
+        document = await self.document(request, parameters)
+        operation = document.operation(parameters.operation_name)
+        request.scope[OPERATION] = operation.name
+        if operation.kind is OperationType.SUBSCRIPTION:
+            raise BadRequest("Subscriptions do not run over plain HTTP.")
+        if operation.kind is OperationType.MUTATION and request.method == "GET":
+            raise MethodNotAllowed("Mutations take POST.")
+        try:
+            requested = self.documents.guard.check_cost(
+                operation.measures, {**operation.defaults, **parameters.variables}
+            )
+        except HarborError as error:
+            made = with_request_id(request.scope, [any_problem(error, "cost")])
+            return json_response({"errors": made}, _request_error_status(media), None, media)
+        with operation_scope(operation.kind.value, operation.name, request_id_of(request.scope)):
+            return await self.execute(request, document, operation, parameters, requested, media)
+
+    async def execute(
+        self,
+        request: Request[State],
+        document: Document,
+        operation: Operation,
+        parameters: Parameters,
+        requested: int,
+        media: str,
+    ) -> Response:
+        state = request.state
+        count = CommandCount()
+        token = counted.set(count)
+        try:
+            context = Context(
+                database=state["database"],
+                cache=state["cache"],
+                viewer=await authenticate(state["database"], request.headers.get("authorization")),
+                links=DownloadLinks(state["secret_key"], self.base_url(request)),
+                settings=self.settings,
+                request_id=request_id_of(request.scope),
+            )
+            answer = await run(self.schema, document, operation, parameters.variables, context)
+        finally:
+            counted.reset(token)
+        cost = None
+        if self.settings.debug or request.headers.get(COST_HEADER) == "1":
+            cost = {
+                "requested": requested,
+                "actual": requested,
+                "dbCommands": len(count.names),
+                "dbMs": round(count.micros / 1000, 3),
+                "loaderBatches": context.count.batches,
+                "cacheHits": 0,
+            }
+        return self.encode(request, answer, cost, media)
+
+    def encode(
+        self, request: Request[State], answer: Answer, cost: dict[str, Any] | None, media: str
+    ) -> Response:
+        content: dict[str, Any] = {}
+        if answer.errors:
+            content["errors"] = with_request_id(request.scope, answer.errors)
+        status = _request_error_status(media) if answer.is_refused else 200
+        if not answer.is_refused:
+            content["data"] = answer.data
+        if cost is not None:
+            content["extensions"] = {"cost": cost}
+        try:
+            return json_response(content, status, None, media)
+        except TypeError as error:  # a value that JSON does not have came out of a JSON scalar
+            made = with_request_id(request.scope, [unexpected(error, "encoding")])
+            return json_response({"errors": made, "data": None}, 200, None, media)
+
+    def base_url(self, request: Request[State]) -> str:
+        found = self.settings.public_url or URL(scope=request.scope).replace(
+            path="", query="", fragment=""
+        )
+        return str(found).rstrip("/")
+
+    async def document(self, request: Request[State], parameters: Parameters) -> Document:
+        named = named_hash(parameters.document_id, parameters.extensions)
+        cache = request.state["cache"]
+        if parameters.query is not None:
+            if named is not None:
+                check_hash(parameters.query, named)
+            found = self.documents.get(parameters.query)
+            if named is not None:
+                await keep(cache, found)
+            return found
+        if named is None:
+            raise BadRequest("The request has no `query`.")
+        return await find(self.documents, cache, named)
+
+    async def parameters(self, request: Request[State]) -> Parameters:
+        if request.method == "GET":
+            return _checked(from_query_string(request.query_params))
+        _check_content_type(request)
+        body = await self.body(request)
+        found = _json(body, "The body")
+        if not isinstance(found, dict):
+            raise BadRequest("The body takes one JSON object; batches are not taken.")
+        return _checked(found)
+
+    async def body(self, request: Request[State]) -> bytes:
+        """Read no further than the limit, whatever the headers say."""
+        limit = self.settings.max_body_bytes
+        too_large = PayloadTooLarge(f"The body is larger than {limit} bytes.")
+        length = request.headers.get("content-length", "")
+        if length.isdecimal() and int(length[:20]) > limit:
+            raise too_large
+        body = bytearray()
+        async for chunk in request.stream():
+            body += chunk
+            if len(body) > limit:
+                raise too_large
+        return bytes(body)
+
+
+def from_query_string(query: QueryParams) -> dict[str, Any]:
+    found: dict[str, Any] = {
+        name: query[name] for name in ("query", "operationName", "documentId") if name in query
+    }
+    for name in ("variables", "extensions"):
+        if query.get(name):
+            found[name] = _json(query[name].encode(), f"`{name}`")
+    return found
+
+
+def _json(text: bytes, what: str) -> Any:
+    try:
+        found = orjson.loads(text)
+    except orjson.JSONDecodeError as error:
+        raise BadRequest(f"{what} is not JSON in UTF-8.") from error
+    if text.count(b"{") + text.count(b"[") > NESTING and is_nested_deeper(found, NESTING):
+        raise BadRequest(f"{what} is nested deeper than {NESTING} levels.")
+    return found
+
+
+def is_nested_deeper(value: Any, levels: int) -> bool:
+    level = [value]
+    for _ in range(levels):
+        level = [
+            child
+            for parent in level
+            if isinstance(parent, (dict, list))
+            for child in (parent.values() if isinstance(parent, dict) else parent)
+        ]
+        if not level:
+            return False
+    return any(isinstance(value, (dict, list)) for value in level)
+
+
+def _checked(found: Mapping[str, Any]) -> Parameters:
+    for name, kind, what in (
+        ("query", str, "a string"),
+        ("operationName", str, "a string"),
+        ("variables", dict, "an object"),
+        ("extensions", dict, "an object"),
+    ):
+        if found.get(name) is not None and not isinstance(found[name], kind):
+            raise BadRequest(f"`{name}` takes {what}.")
+    return Parameters(
+        found.get("query"),
+        found.get("variables") or {},
+        found.get("operationName") or None,
+        found.get("extensions") or {},
+        found.get("documentId"),
+    )
+
+
+def _check_content_type(request: Request[State]) -> None:
+    """JSON only: what a foreign page can send without being asked first (text, forms) is not taken."""
+    media, *options = request.headers.get("content-type", "").split(";")
+    if media.strip().lower() != "application/json":
+        raise UnsupportedMediaType("The body takes `Content-Type: application/json`.")
+    for option in options:
+        name, _, value = option.partition("=")
+        if name.strip().lower() == "charset" and value.strip(' "').lower() not in {"utf-8", "utf8"}:
+            raise UnsupportedMediaType("JSON is in UTF-8.")
+    if request.headers.get("content-encoding", "identity").strip().lower() not in {"", "identity"}:
+        raise UnsupportedMediaType("The body may not be compressed.")
+
+
+def negotiate(accept: str | None) -> str:
+    """The media type of the answer: the one that is liked most, the first among equals. NotAcceptable."""
+    best, best_quality = None, 0.0
+    for part in (accept or "*/*").split(","):
+        media, *options = part.split(";")
+        known = MEDIA.get(media.strip().lower())
+        if known is not None and (quality := _quality(options)) > best_quality:
+            best, best_quality = known, quality
+    if best is None:
+        raise NotAcceptable(
+            "Answers are `application/graphql-response+json` or `application/json`."
+        )
+    return best
+
+
+MEDIA: Final = {
+    "application/graphql-response+json": RESPONSE_JSON,
+    "application/json": JSON,
+    "application/*": JSON,
+    "*/*": JSON,
+    "": JSON,
+}
+
+
+def _quality(options: list[str]) -> float:
+    for option in options:
+        name, _, value = option.partition("=")
+        if name.strip().lower() == "q":
+            try:
+                return min(max(float(value), 0.0), 1.0)
+            except ValueError:
+                return 0.0
+    return 1.0
+
+
+def _wants_page(request: Request[State]) -> bool:
+    """A person's browser: it says `text/html` itself, and asks for no operation."""
+    asked = {"query", "extensions", "documentId"} & request.query_params.keys()
+    accepted = (part.split(";")[0].strip() for part in request.headers.get("accept", "").split(","))
+    return not asked and "text/html" in accepted
+
+
+def _request_error_status(media: str) -> int:
+    """Clients of the older media type read the body of a 200 only."""
+    return 400 if media == RESPONSE_JSON else 200
+
+
+def _allowed(request: Request[State]) -> str:
+    return "POST" if request.method == "GET" else "GET, POST"

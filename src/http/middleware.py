@@ -1,0 +1,163 @@
+"""What holds for every route: request ids, allowed hosts, safe headers, coded errors, one log line. Pure ASGI."""
+
+import logging
+import re
+import secrets
+import time
+from collections.abc import Callable
+from http import HTTPStatus
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette_compress import CompressMiddleware
+
+from modelharbor.errors import BadRequest, HarborError, MethodNotAllowed, NotFound
+from modelharbor.execution.failures import any_problem, expected
+from modelharbor.observability.logging import log_event, request_id
+
+from .answers import (
+    OPERATION,
+    REQUEST_ID,
+    error_response,
+    json_response,
+    with_request_id,
+)
+
+log = logging.getLogger(__name__)
+SANE = re.compile(r"[A-Za-z0-9._-]{1,128}", re.ASCII)
+SAFE_HEADERS = {
+    "x-content-type-options": "nosniff",
+    "x-frame-options": "DENY",
+    "referrer-policy": "no-referrer",
+}
+
+
+class RequestMiddleware:
+    """The outermost: nothing leaves without a request id, and no exception leaves at all."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        given = Headers(scope=scope).get("x-request-id", "")
+        current = given if SANE.fullmatch(given) else secrets.token_hex(16)
+        scope[REQUEST_ID], scope[OPERATION] = current, None
+        token = request_id.set(current)
+        start, status = time.perf_counter(), 0
+
+        async def send_marked(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                headers = MutableHeaders(scope=message)
+                headers["x-request-id"] = current
+                for name, value in SAFE_HEADERS.items():
+                    headers.setdefault(name, value)
+            await send(message)
+
+        try:
+            await self._guarded(scope, receive, send_marked, lambda: status != 0)
+        finally:
+            fields = {
+                "method": scope["method"],
+                "path": scope["path"],
+                "status": status,
+                "ms": round((time.perf_counter() - start) * 1000, 1),
+            }
+            if scope[OPERATION] is not None:
+                fields["operation"] = scope[OPERATION]
+            log_event(log, logging.INFO, "http.request", **fields)
+            request_id.reset(token)
+
+    async def _guarded(
+        self, scope: Scope, receive: Receive, send: Send, has_begun: Callable[[], bool]
+    ) -> None:
+        try:
+            await self.app(scope, receive, send)
+        except ClientDisconnect:
+            log_event(log, logging.DEBUG, "http.disconnected")
+        except Exception as error:
+            failure = expected(error)
+            if has_begun():
+                any_problem(error, scope["path"])  # too late for an answer: reported, and cut off
+                raise
+            if failure is not None:
+                response = error_response(scope, failure)
+            else:
+                made = with_request_id(scope, [any_problem(error, scope["path"])])
+                response = json_response({"errors": made}, 500)
+            await response(scope, receive, send)
+
+
+class HostMiddleware:
+    """Only the names that this server goes by: a foreign name that leads here (DNS rebinding) gets nothing."""
+
+    def __init__(self, app: ASGIApp, allowed_hosts: list[str]) -> None:
+        self.app = app
+        self.allowed = {name.lower().strip("[]") for name in allowed_hosts}
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] in {"http", "websocket"} and "*" not in self.allowed:
+            hosts = Headers(scope=scope).getlist("host")
+            if len(hosts) != 1 or not self._is_allowed(hosts[0]):
+                if scope["type"] == "websocket":
+                    await receive()
+                    await send({"type": "websocket.close", "code": 1008, "reason": "Host"})
+                    return
+                error = BadRequest("The `Host` header names a host that this server is not.")
+                await error_response(scope, error)(scope, receive, send)
+                return
+        await self.app(scope, receive, send)
+
+    def _is_allowed(self, host: str) -> bool:
+        found = HOST.fullmatch(host.lower())
+        if found is None:
+            return False
+        name = found["six"] or found["name"]
+        return name in self.allowed or any(
+            pattern.startswith("*.") and name.endswith(pattern[1:]) for pattern in self.allowed
+        )
+
+
+HOST = re.compile(r"(\[(?P<six>[0-9a-f:.]+)\]|(?P<name>[a-z0-9._-]+))(:[0-9]{1,5})?", re.ASCII)
+
+
+class CompressionMiddleware:
+    """zstd, br or gzip; never for files, which are ranges of stored bytes."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+        self.compressing = CompressMiddleware(app)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        is_file = scope["type"] == "http" and scope["path"].startswith("/files/")
+        await (self.app if is_file else self.compressing)(scope, receive, send)
+
+
+async def http_error(request: Request, error: Exception) -> Response:
+    """404, 405 and what else Starlette itself answers, in the one shape of errors."""
+    assert isinstance(error, HTTPException)
+    status = HTTPStatus(error.status_code)
+    found: HarborError
+    if status == HTTPStatus.NOT_FOUND:
+        found = NotFound("There is nothing at this address.")
+    elif status == HTTPStatus.METHOD_NOT_ALLOWED:
+        found = MethodNotAllowed("This address does not take this method.")
+    else:
+        found = BadRequest(error.detail)
+        made = with_request_id(
+            request.scope, [{"message": error.detail, "extensions": found.extensions}]
+        )
+        return json_response({"errors": made}, status, error.headers)
+    return error_response(request.scope, found, error.headers)
+
+
+async def harbor_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HarborError)
+    return error_response(request.scope, error)

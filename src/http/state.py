@@ -1,0 +1,18 @@
+"""What a running server has open: the typed state of its lifespan, `request.state["database"]` and so on."""
+
+from typing import TypedDict
+
+from modelharbor.cache.client import Cache
+from modelharbor.db.connection import Database
+from modelharbor.resolvers.downloads import DownloadCounter
+from modelharbor.settings import Settings
+from modelharbor.storage.blobs import BlobStore
+
+
+class State(TypedDict):
+    settings: Settings
+    database: Database
+    cache: Cache
+    storage: BlobStore
+    downloads: DownloadCounter
+    secret_key: bytes
