@@ -2,6 +2,7 @@
 
 from .actors import ActorDocument, MembershipDocument
 from .base import BaseDocument
+from .downloads import DownloadDayDocument
 from .events import EventDocument
 from .files import BlobDocument, FileDocument
 from .idempotency import IdempotencyDocument
@@ -18,6 +19,7 @@ DOCUMENTS: list[type[BaseDocument]] = [
     VersionDocument,
     FileDocument,
     BlobDocument,
+    DownloadDayDocument,
     TokenDocument,
     EventDocument,
     IdempotencyDocument,

@@ -1,0 +1,156 @@
+"""`/files/…`: contents of files, with ranges and entity tags, to those who may have them."""
+
+import asyncio
+import re
+from typing import Final
+from urllib.parse import quote
+
+from bson import ObjectId
+from starlette.requests import Request
+from starlette.responses import Response, StreamingResponse
+from starlette.routing import BaseRoute, Route
+
+from modelharbor.auth.links import DownloadLinks
+from modelharbor.auth.tokens import authenticate
+from modelharbor.db.base import Row
+from modelharbor.db.connection import Database
+from modelharbor.db.models import ModelState, Visibility
+from modelharbor.db.tokens import Permission
+from modelharbor.db.versions import VersionStatus
+from modelharbor.errors import Forbidden, NotFound, NotStored
+from modelharbor.resolvers.downloads import DownloadCounter
+from modelharbor.settings import Settings
+from modelharbor.storage.blobs import BlobStore
+
+_RANGE: Final = re.compile(r"bytes\s*=\s*(\d{0,19})\s*-\s*(\d{0,19})\s*", re.IGNORECASE | re.ASCII)
+_TAGS: Final = re.compile(r'(?:W/)?("[\x21\x23-\x7e]*")')
+_PLAIN: Final = re.compile(r"[^A-Za-z0-9._ -]")
+
+
+def download_routes(settings: Settings) -> list[BaseRoute]:
+    return [Route("/files/{file_id}/{name}", download, name="download")]
+
+
+async def download(request: Request) -> Response:
+    """GET or HEAD. Who may not know of the file is told the same as if there were none."""
+    file, public = await _file_and_public(request)
+    size, digest = file["size_bytes"], file["sha256"]
+    tag = f'"{digest}"'
+    headers = {
+        "etag": tag,
+        "accept-ranges": "bytes",
+        # Caches ask each time, for the permission may have gone; the answer is then a 304.
+        "cache-control": "public, no-cache" if public else "private, no-cache",
+        "vary": "authorization",
+        # Whatever the contents are, no browser shows them as a page of this server.
+        "content-disposition": disposition(file["path"]),
+        "content-security-policy": "sandbox; default-src 'none'",
+        "cross-origin-resource-policy": "same-origin",
+        "x-content-type-options": "nosniff",
+    }
+    if _matches(request.headers.get("if-none-match"), tag):
+        return Response(status_code=304, headers=headers)
+
+    status, start, end = 200, 0, size
+    asked = request.headers.get("range") if request.method == "GET" else None
+    if asked is not None and request.headers.get("if-range", tag) == tag:
+        found = byte_range(asked, size)
+        if found is not None:
+            status, (start, end) = 206, found
+            if start >= end:
+                headers["content-range"] = f"bytes */{size}"
+                return Response(status_code=416, headers=headers)
+            headers["content-range"] = f"bytes {start}-{end - 1}/{size}"
+    headers["content-length"] = str(end - start)
+
+    storage: BlobStore = request.state.storage
+    if request.method == "HEAD":
+        if not await storage.exists(digest):
+            raise NotStored("The contents of this file are not stored here.")
+        return _without_body(headers)
+    body = await storage.open_range(digest, start, end)
+    if start == 0:
+        counter: DownloadCounter = request.state.downloads
+        counter.count(file["model_id"])
+    return StreamingResponse(body, status, headers, media_type="application/octet-stream")
+
+
+def byte_range(header: str, size: int) -> tuple[int, int] | None:
+    """Start and end (not included) of a `Range` header; None: answer with the whole.
+
+    An empty one cannot be satisfied. Several ranges at once are answered with the whole, as
+    RFC 9110 allows.
+    """
+    match = _RANGE.fullmatch(header.strip())
+    if match is None:
+        return None
+    first, last = match.groups()
+    if first:
+        start = int(first)
+        if last and int(last) < start:
+            return None
+        return start, min(size, int(last) + 1) if last else size
+    if not last:
+        return None
+    return max(0, size - int(last)), size
+
+
+def disposition(path: str) -> str:
+    """`Content-Disposition` that saves under the file's name: RFC 6266, and plain for old clients."""
+    name = path.rpartition("/")[2]
+    return (
+        f'attachment; filename="{_PLAIN.sub("_", name)}"; '
+        f"filename*=UTF-8''{quote(name, safe='', errors='replace')}"
+    )
+
+
+async def _file_and_public(request: Request) -> tuple[Row, bool]:
+    """The file, and whether everyone may have it. NotFound, Forbidden, Unauthenticated."""
+    database: Database = request.state.database
+    gone = NotFound("There is no such file, or the link to it is no longer good.")
+    file_id = request.path_params["file_id"]
+    if not re.fullmatch(r"[0-9a-f]{24}", file_id):
+        raise gone
+    file = await _one(
+        database, "files", ObjectId(file_id), "path size_bytes sha256 version_id model_id"
+    )
+    if file is None or file["path"].rpartition("/")[2] != request.path_params["name"]:
+        raise gone
+    version, model = await asyncio.gather(
+        _one(database, "versions", file["version_id"], "status"),
+        _one(database, "models", file["model_id"], "state visibility owner_id grants"),
+    )
+    if version is None or version["status"] == VersionStatus.DELETED.value:
+        raise gone
+    if model is None or model["state"] == ModelState.DELETED.value:
+        raise gone
+    public = model["visibility"] == Visibility.PUBLIC.value
+    query = request.query_params
+    links = DownloadLinks(request.state.secret_key, "")
+    if links.is_good(file["_id"], query.get("expires", ""), query.get("signature", "")):
+        return file, public
+    viewer = await authenticate(database, request.headers.get("authorization"))
+    permissions = viewer.on_model(model)
+    if Permission.READ not in permissions:
+        raise gone
+    if Permission.DOWNLOAD not in permissions:
+        raise Forbidden("You may see this model, but not download its files.")
+    return file, public
+
+
+async def _one(database: Database, collection: str, id: ObjectId, names: str) -> Row | None:
+    return await database.data[collection].find_one(
+        {"_id": id}, dict.fromkeys(names.split(), 1), max_time_ms=database.query_timeout_ms
+    )
+
+
+def _matches(header: str | None, tag: str) -> bool:
+    """Of `If-None-Match`: compared weakly."""
+    return header is not None and (header.strip() == "*" or tag in _TAGS.findall(header))
+
+
+def _without_body(headers: dict[str, str]) -> Response:
+    """The headers of the whole answer: `Response` would say that nothing follows."""
+    response = Response(headers=headers, media_type="application/octet-stream")
+    response.headers["content-length"] = headers["content-length"]
+    return response

@@ -1,0 +1,281 @@
+"""Model cards: Markdown with YAML front matter in; metadata and harmless HTML out.
+
+All of it is CPU work: call it through `asyncio.to_thread`.
+"""
+
+import math
+import re
+from base64 import b64encode
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import date
+from typing import Any, Final, TypedDict
+
+import nh3
+import yaml
+from markdown_it import MarkdownIt
+
+from modelharbor.errors import ErrorCode, Refused
+
+from .names import MOST_LANGUAGES, MOST_TAGS, valid_languages, valid_tags, valid_term
+
+MAX_FRONT_MATTER_BYTES: Final = 65_536
+MAX_METADATA_DEPTH: Final = 20  # levels; real cards with evaluation results have 7
+MAX_OPEN_TAGS: Final = 100  # sanitising costs the square of how deep HTML nests
+
+
+@dataclass(frozen=True, slots=True)
+class Card:
+    """As it is stored: `db.models.CardDocument`."""
+
+    markdown: str
+    metadata: dict[str, Any]
+    html: str
+
+
+class CardFields(TypedDict):
+    """What front matter says about its model; None and empty lists where it says nothing usable."""
+
+    license: str | None
+    task: str | None
+    library: str | None
+    languages: list[str]
+    tags: list[str]
+
+
+def render_card(markdown: str, max_bytes: int, *, front_matter: bool = True) -> Card:
+    """Refused (BAD_INPUT, `cardMarkdown`) when it is too long, its front matter cannot be read, or
+    its HTML nests too deep.
+
+    With `front_matter=False` that is left out unread. Links in the HTML go to web addresses and
+    e-mail only, pictures come by https only.
+    """
+    if len(markdown) > max_bytes or len(markdown.encode("utf-8", "replace")) > max_bytes:
+        raise _refused(f"The card is longer than {max_bytes:,} bytes: shorten it.")
+    markdown = _storable(markdown)
+    head, body = _split(markdown)
+    metadata = _metadata(head) if front_matter and head else {}
+    html = MarkdownIt("commonmark", {"html": True}).enable(["table", "strikethrough"]).render(body)
+    _check_nesting(html)
+    return Card(markdown, metadata, _sanitised(html))
+
+
+def card_fields(metadata: dict[str, Any]) -> CardFields:
+    """The fields that have a place on the model, as the hubs name them; what is ill-typed is left out."""
+    return {
+        "license": _one(metadata.get("license"), _term),
+        "task": _one(metadata.get("pipeline_tag"), _term),
+        "library": _one(metadata.get("library_name"), _term),
+        "languages": _many(metadata.get("language"), _language)[:MOST_LANGUAGES],
+        "tags": _many(metadata.get("tags"), _tag)[:MOST_TAGS],
+    }
+
+
+# Front matter -----------------------------------------------------------------------------------
+
+
+class _Loader(yaml.CSafeLoader if yaml.__with_libyaml__ else yaml.SafeLoader):  # type: ignore[misc]  # one of two bases, by what is installed
+    """YAML without its 1.1 habit of reading `no` (Norwegian) as false."""
+
+    yaml_implicit_resolvers = {  # noqa: RUF012  # as in its base
+        first: [
+            (tag, pattern)
+            for tag, pattern in resolvers
+            if tag != "tag:yaml.org,2002:bool" or first in "tTfF"
+        ]
+        for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
+
+
+def _split(markdown: str) -> tuple[str, str]:
+    """Front matter (between two lines `---`, the first of them at the very start) and the rest."""
+    text = markdown.removeprefix("\ufeff")
+    lines = text.split("\n")
+    if lines[0].rstrip() != "---":
+        return "", text
+    for number, line in enumerate(lines[1:], 1):
+        if line.rstrip() == "---":
+            return "\n".join(lines[1:number]), "\n".join(lines[number + 1 :])
+    return "", text
+
+
+def _metadata(head: str) -> dict[str, Any]:
+    if len(head.encode()) > MAX_FRONT_MATTER_BYTES:
+        raise _refused(f"The card's front matter is longer than {MAX_FRONT_MATTER_BYTES:,} bytes.")
+    try:
+        _check_events(head)
+        loaded = yaml.load(head, Loader=_Loader)
+    except yaml.MarkedYAMLError as error:
+        line = f" near line {error.problem_mark.line + 2}" if error.problem_mark else ""
+        raise _refused(
+            f"The card's front matter is not valid YAML{line}: {error.problem}."
+        ) from None
+    except (yaml.YAMLError, ValueError, OverflowError, TypeError, RecursionError) as error:
+        raise _refused(f"The card's front matter is not valid YAML: {error}.") from None
+    if loaded is None:
+        return {}
+    if not isinstance(loaded, dict):
+        raise _refused("The card's front matter is not a mapping of names to values.")
+    plain = _plain(loaded)
+    assert isinstance(plain, dict)
+    return plain
+
+
+def _check_events(head: str) -> None:
+    """Before anything is built: no aliases (a few lines of them become gigabytes), no deep nesting."""
+    depth = 0
+    for event in yaml.parse(head, Loader=_Loader):
+        if isinstance(event, yaml.AliasEvent):
+            raise _refused("The card's front matter uses a YAML alias (`*name`); write it out.")
+        if isinstance(event, yaml.CollectionStartEvent):
+            depth += 1
+            if depth > MAX_METADATA_DEPTH:
+                raise _refused(
+                    f"The card's front matter nests deeper than {MAX_METADATA_DEPTH} levels."
+                )
+        elif isinstance(event, yaml.CollectionEndEvent):
+            depth -= 1
+
+
+def _plain(value: Any) -> Any:
+    """What both JSON and MongoDB can hold."""
+    match value:
+        case None | bool():
+            return value
+        case int():
+            return value if -(2**63) <= value < 2**63 else str(value)
+        case float():
+            return value if math.isfinite(value) else str(value)
+        case str():
+            return _storable(value)
+        case bytes():
+            return b64encode(value).decode()
+        case date():  # datetime is one too
+            return value.isoformat()
+        case dict():
+            return {_name(key): _plain(item) for key, item in value.items()}
+        case list() | tuple() | set():
+            return [_plain(item) for item in value]
+    return str(value)
+
+
+def _name(key: object) -> str:
+    """A key that MongoDB takes for a name and nothing else: no operator, no path, no reference.
+
+    `$` in front and dots become their full-width forms, which look the same and mean nothing.
+    """
+    plain = _plain(key)
+    text = plain if isinstance(plain, str) else str(plain)
+    text = text.replace("\x00", "").replace(".", "\uff0e")
+    return "\uff04" + text[1:] if text.startswith("$") else text
+
+
+def _storable(text: str) -> str:
+    """Without lone surrogates, which JSON escapes can spell and UTF-8 cannot."""
+    return text.encode("utf-8", "replace").decode()
+
+
+# Fields of the model ----------------------------------------------------------------------------
+
+
+def _one(value: object, valid: Callable[[str], list[str]]) -> str | None:
+    found = _many(value, valid)
+    return found[0] if found else None
+
+
+def _many(value: object, valid: Callable[[str], list[str]]) -> list[str]:
+    """What is valid of a word or a list of words, each once, in their order."""
+    found: dict[str, None] = {}
+    for word in value if isinstance(value, list) else [value]:
+        if isinstance(word, str):
+            with suppress(Refused):
+                found.update(dict.fromkeys(valid(word)))
+    return list(found)
+
+
+def _term(word: str) -> list[str]:
+    term = valid_term(word, "term")
+    return [] if term is None else [term]
+
+
+def _language(word: str) -> list[str]:
+    return valid_languages([word.strip()], "language")
+
+
+def _tag(word: str) -> list[str]:
+    return valid_tags([word], "tag")
+
+
+# HTML -------------------------------------------------------------------------------------------
+
+_TAGS: Final = {
+    *("a", "abbr", "b", "blockquote", "br", "code", "dd", "del", "details", "div"),
+    *("dl", "dt", "em", "h1", "h2", "h3", "h4", "h5", "h6", "hr", "i", "img", "ins"),
+    *("kbd", "li", "mark", "ol", "p", "pre", "q", "s", "samp", "small", "span"),
+    *("strong", "sub", "summary", "sup", "table", "tbody", "td", "tfoot", "th"),
+    *("thead", "tr", "u", "ul"),
+}
+_ALIGNED: Final = ("div", "h1", "h2", "h3", "h4", "h5", "h6", "p", "td", "th", "tr")
+_ATTRIBUTES: Final[dict[str, set[str]]] = {
+    **{tag: {"align"} for tag in _ALIGNED},
+    "a": {"href", "title"},
+    "code": {"class"},
+    "details": {"open"},
+    "img": {"src", "alt", "title", "width", "height", "align"},
+    "ol": {"start"},
+    "td": {"align", "colspan", "rowspan"},
+    "th": {"align", "colspan", "rowspan"},
+}
+_LANGUAGE_CLASS: Final = re.compile(r"language-[\w+#.-]{1,40}")
+_TAG: Final = re.compile(r"<(/?)([a-zA-Z][a-zA-Z0-9-]*)")
+# They never have an end tag, or the next of their kind ends them.
+_NOT_NESTING: Final = frozenset(
+    {
+        *("area", "base", "br", "col", "embed", "hr", "img", "input", "link", "meta"),
+        *("source", "track", "wbr", "p", "li", "dt", "dd", "tr", "td", "th", "tbody"),
+        *("thead", "tfoot", "option"),
+    }
+)
+
+
+def _check_nesting(html: str) -> None:
+    opened: dict[str, int] = {}
+    depth = 0
+    for closing, tag in _TAG.findall(html):
+        name = tag.lower()
+        if name in _NOT_NESTING:
+            continue
+        count = opened.get(name, 0)
+        if not closing:
+            opened[name], depth = count + 1, depth + 1
+        elif count:
+            opened[name], depth = count - 1, depth - 1
+        if depth > MAX_OPEN_TAGS:
+            raise _refused(
+                f"The card has over {MAX_OPEN_TAGS} HTML tags open at once (`<{name}>`); close them."
+            )
+
+
+def _sanitised(html: str) -> str:
+    return nh3.clean(
+        html,
+        tags=_TAGS,
+        attributes=_ATTRIBUTES,
+        attribute_filter=_attribute,
+        url_schemes={"http", "https", "mailto"},
+        url_relative="deny",  # they would lead into this server's own pages
+        link_rel="nofollow noopener",
+    )
+
+
+def _attribute(tag: str, attribute: str, value: str) -> str | None:
+    if attribute == "src":
+        return value if value.lower().startswith("https://") else None
+    if attribute == "class":
+        return value if _LANGUAGE_CLASS.fullmatch(value) else None
+    return value
+
+
+def _refused(message: str) -> Refused:
+    return Refused(ErrorCode.BAD_INPUT, message, "cardMarkdown")
