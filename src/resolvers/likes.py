@@ -1,0 +1,54 @@
+"""Likes: one a person and model, however often it is said."""
+
+from typing import Any
+
+from beanie import PydanticObjectId
+from bson import ObjectId
+from pymongo.asynchronous.client_session import AsyncClientSession
+
+from modelharbor.auth.viewer import Viewer
+from modelharbor.db.base import Row
+from modelharbor.db.connection import Database
+from modelharbor.db.models import LikeDocument, trending_score_expression
+from modelharbor.db.tokens import Permission
+
+from .access import model_for
+from .models import changed
+
+
+async def like_model(database: Database, viewer: Viewer, *, model_id: ObjectId) -> Row:
+    """Answers the model. Needs READ; liked already: nothing changes."""
+    return await _like(database, viewer, model_id, True)
+
+
+async def unlike_model(database: Database, viewer: Viewer, *, model_id: ObjectId) -> Row:
+    """Answers the model. Needs READ; not liked: nothing changes."""
+    return await _like(database, viewer, model_id, False)
+
+
+async def _like(database: Database, viewer: Viewer, model_id: ObjectId, liked: bool) -> Row:
+    user_id = viewer.person_id()
+    mine = {"user_id": user_id, "model_id": model_id}
+
+    async def work(session: AsyncClientSession) -> Row:
+        model = await model_for(database, session, viewer, model_id, Permission.READ, "id")
+        likes = database.data["likes"]
+        found = await likes.find_one(mine, session=session, max_time_ms=database.query_timeout_ms)
+        if (found is not None) == liked:
+            return model
+        if liked:
+            await LikeDocument(
+                user_id=PydanticObjectId(user_id), model_id=PydanticObjectId(model_id)
+            ).insert(session=session)
+        else:
+            await likes.delete_one(mine, session=session)
+        return await changed(database, session, {"_id": model_id}, _count(1 if liked else -1))
+
+    return await database.transaction(work)
+
+
+def _count(change: int) -> list[dict[str, Any]]:
+    return [
+        {"$set": {"stats.likes": {"$add": ["$stats.likes", change]}}},
+        {"$set": {"stats.trending_score": trending_score_expression()}},
+    ]
