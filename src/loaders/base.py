@@ -46,6 +46,10 @@ class Reads:
             found = self._loaders[loader, arguments] = loader(self, arguments)
         return cast("Loader[K, R, A]", found)
 
+    def forget(self) -> None:
+        """What was read so far is not read again: after a change within the operation."""
+        self._loaders.clear()
+
 
 class Loader(DataLoader[K, R], Generic[K, R, A]):
     """One batch read for one value of the field's arguments.

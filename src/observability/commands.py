@@ -21,6 +21,9 @@ class CommandCount:
     names: list[str] = field(default_factory=list)
     micros: int = 0
 
+    def note(self, event: CommandStartedEvent) -> None:
+        self.names.append(f"{event.command_name} {event.command.get(event.command_name)}")
+
 
 counted: ContextVar[CommandCount | None] = ContextVar("counted", default=None)
 
@@ -29,8 +32,7 @@ class CommandCounter(CommandListener):
     def started(self, event: CommandStartedEvent) -> None:
         count = counted.get()
         if count is not None:
-            target = event.command.get(event.command_name)
-            count.names.append(f"{event.command_name} {target}")
+            count.note(event)
 
     def succeeded(self, event: CommandSucceededEvent) -> None:
         count = counted.get()

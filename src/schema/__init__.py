@@ -21,12 +21,14 @@ from . import enums  # noqa: F401  # describes the enums of the database, before
 from .actors import ApiToken, Membership, Organization, User
 from .files import ModelFile
 from .models import Model
+from .mutation import Mutation
 from .query import Query
 from .scalars import SCALARS
 from .versions import Alias, ModelVersion
 
 schema: Final = strawberry.Schema(
     Query,
+    Mutation,
     types=[
         Alias,
         ApiToken,

@@ -200,11 +200,15 @@ def facets_wanted(
     if not 1 <= limit <= 100:
         raise BadUserInput(f"`limit` is {limit}; it takes 1 to 100.")
     unique = dict.fromkeys(fields)
-    return FacetsWanted(tuple((field.value, FACET_PATHS[field]) for field in unique), limit)
+    return FacetsWanted(tuple((str(field.value), FACET_PATHS[field]) for field in unique), limit)
 
 
 def model_edges(nodes: list[Row], window: Window) -> Any:
     return [{"cursor": window.cursor(row), "node": row, "search": window.search} for row in nodes]
+
+
+def row_highlights(node: Row, search: str | None) -> Any:
+    return highlights(node, search)
 
 
 def score(node: Row) -> float | None:
@@ -222,13 +226,13 @@ class ModelEdge:
         description="How well it fits the words of `search`, in the order RELEVANCE; else null.",
     )
     highlights: list[Highlight] = computed(
-        highlights, of_rows=HIGHLIGHTED, description="Where the words of `search` stand in it."
+        row_highlights, of_rows=HIGHLIGHTED, description="Where the words of `search` stand in it."
     )
 
 
 @strawberry.type(description="A page of models.")
 class ModelConnection(Connection[Model]):
-    edges: list[ModelEdge] = computed(
+    edges: list[ModelEdge] = computed(  # type: ignore[assignment]  # a ModelEdge says more than an Edge
         model_edges, description="The models of the page with their places."
     )
     estimated_count: int = loaded(

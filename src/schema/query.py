@@ -135,7 +135,7 @@ def search_wanted(
     before: Before = None,
 ) -> SearchWanted:
     words_of(query)
-    kinds = frozenset(each.value for each in (SearchType if types is None else types))
+    kinds = frozenset(str(each.value) for each in (SearchType if types is None else types))
     return SearchWanted(window(RELEVANCE, first, after, last, before, search=query), kinds)
 
 

@@ -9,11 +9,11 @@ from modelharbor.db.base import Row
 from modelharbor.db.keyset import Window
 from modelharbor.execution.declaration import computed, loaded, rows
 from modelharbor.loaders.pages import TotalLoader
-from modelharbor.loaders.search import HIGHLIGHTED, highlights
+from modelharbor.loaders.search import HIGHLIGHTED
 
 from .actors import Organization, User
 from .directives import Cost
-from .models import Highlight, Model
+from .models import Highlight, Model, row_highlights
 from .pages import PageInfo, page_info
 from .scalars import Cursor
 
@@ -48,7 +48,7 @@ class SearchEdge:
     node: SearchResult = rows(description="What was found.")
     score: float = strawberry.field(description="How well it fits; the best comes first.")
     highlights: list[Highlight] = computed(
-        highlights, of_rows=HIGHLIGHTED, description="Where the words stand in it."
+        row_highlights, of_rows=HIGHLIGHTED, description="Where the words stand in it."
     )
 
 

@@ -1,12 +1,11 @@
 """Models as the client reads them."""
 
 import pytest
-from tests.documents import insert_actor, insert_model, insert_version, viewer_of
-from tests.schema.conftest import Asker
 
-from modelharbor.db.actors import ActorKind, MembershipDocument, Role
+from modelharbor.db.actors import ActorKind
 from modelharbor.db.connection import Database
-from modelharbor.db.models import AliasEntry, Visibility
+from tests.documents import insert_actor, insert_model, insert_version
+from tests.schema.asking import Asker
 
 pytestmark = pytest.mark.anyio
 

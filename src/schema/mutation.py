@@ -1,0 +1,14 @@
+"""What can be changed: the root fields, from each subject."""
+
+import strawberry
+
+from .access_changes import AccessMutation
+from .model_changes import ModelMutation
+from .version_changes import VersionMutation
+
+
+@strawberry.type(
+    description="What can be changed. Each takes one `input`, and answers what is to be mended as data."
+)
+class Mutation(ModelMutation, VersionMutation, AccessMutation):
+    pass

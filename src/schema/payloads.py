@@ -1,0 +1,109 @@
+"""What mutations answer: the object, and what the user can mend as data."""
+
+from collections.abc import Awaitable, Callable
+from functools import wraps
+from typing import Any, TypeVar, cast
+
+import strawberry
+from bson import ObjectId
+
+from modelharbor.context import Info
+from modelharbor.errors import ErrorCode, Refused
+from modelharbor.resolvers.models import UNSET as LEFT_OUT
+
+from .actors import ApiToken
+from .models import Model
+from .nodes import global_id
+from .versions import Alias, ModelVersion
+
+P = TypeVar("P")
+
+
+@strawberry.type(description="Something that the user can mend. Nothing was changed.")
+class UserError:
+    code: ErrorCode = strawberry.field(description="Why.")
+    message: str = strawberry.field(description="What to change, for people.")
+    path: list[str] | None = strawberry.field(description="Where in the input, from its top.")
+
+
+@strawberry.type(description="A model, after a change.")
+class ModelPayload:
+    model: Model | None = strawberry.field(description="The model; null when nothing was done.")
+    user_errors: list[UserError] = strawberry.field(description="Why nothing was done; else empty.")
+
+
+@strawberry.type(description="A version, after a change.")
+class ModelVersionPayload:
+    model_version: ModelVersion | None = strawberry.field(
+        description="The version; null when nothing was done."
+    )
+    user_errors: list[UserError] = strawberry.field(description="Why nothing was done; else empty.")
+
+
+@strawberry.type(description="An alias, after a change.")
+class AliasPayload:
+    alias: Alias | None = strawberry.field(description="The alias; null when nothing was done.")
+    user_errors: list[UserError] = strawberry.field(description="Why nothing was done; else empty.")
+
+
+@strawberry.type(description="What was deleted.")
+class DeletePayload:
+    deleted_id: strawberry.ID | None = strawberry.field(
+        description="Its global id; null when nothing was done."
+    )
+    user_errors: list[UserError] = strawberry.field(description="Why nothing was done; else empty.")
+
+
+@strawberry.type(description="A new token.")
+class ApiTokenPayload:
+    token: ApiToken | None = strawberry.field(description="The token; null when nothing was done.")
+    secret: str | None = strawberry.field(
+        description="The text to send as `Authorization: Bearer …`. Shown now and never again."
+    )
+    user_errors: list[UserError] = strawberry.field(description="Why nothing was done; else empty.")
+
+
+@strawberry.type(description="Whether a role was given or taken.")
+class GrantRolePayload:
+    granted: bool = strawberry.field(description="False when nothing was done.")
+    user_errors: list[UserError] = strawberry.field(description="Why nothing was done; else empty.")
+
+
+def refusable(change: Callable[..., Awaitable[P]]) -> Callable[..., Awaitable[P]]:
+    """A mutation whose refusal is the payload's `userErrors`.
+
+    What loaders have read before is forgotten then: the operation's next mutation reads anew.
+    """
+
+    @wraps(change)
+    async def answered(self: Any, info: Info, input: Any) -> P:
+        try:
+            return await change(self, info, input)
+        except Refused as refused:
+            error = {"code": refused.code.value, "message": refused.message, "path": refused.path}
+            return cast("P", {"granted": False, "user_errors": [error]})
+        finally:
+            info.context.forget()
+
+    return answered
+
+
+def done(payload: type[P], **values: Any) -> P:
+    """A payload of stored rows: fields are read by name, so a dict does as one."""
+    return cast("P", {"user_errors": [], **values})
+
+
+def values_of(given: Any, *apart: str) -> dict[str, Any]:
+    """An input's values by name, as resolvers take them, but those named `apart`.
+
+    What was left out is LEFT_OUT where that is not the same as null.
+    """
+    return {
+        name: LEFT_OUT if value is strawberry.UNSET else value
+        for name, value in vars(given).items()
+        if name not in apart
+    }
+
+
+def deleted(typename: str, found: ObjectId) -> DeletePayload:
+    return done(DeletePayload, deleted_id=global_id(typename, found))
