@@ -32,16 +32,16 @@ async def set_alias(
     expected_version_id: ObjectId | None = None,
     protected: bool | None = None,
     comment: str | None = None,
-) -> tuple[Row, Row]:
+) -> Row:
     """Make or move an alias: needs PROMOTE; where it is protected, or is to be or no longer be, ADMINISTER.
 
     With `expected_version_id` it is only moved from there: CONFLICT where it points elsewhere or
-    does not exist. Answers the entry within the model, and the model.
+    does not exist. Answers the entry, with `model_id`.
     """
     viewer.person_id()
     name, comment = valid_alias(name, "name"), valid_comment(comment)
 
-    async def work(session: AsyncClientSession) -> tuple[Row, Row]:
+    async def work(session: AsyncClientSession) -> Row:
         model = await model_for(database, session, viewer, model_id, Permission.PROMOTE, "modelId")
         refuse_unless_active(model, "modelId")
         version = await database.data["versions"].find_one(
@@ -70,18 +70,14 @@ async def set_alias(
             protected=protected,
             comment=comment,
         )
-        return entry_of(model, name), model
+        entry = next(entry for entry in model["aliases"] if entry["name"] == name)
+        return {**entry, "model_id": model_id}
 
     return await database.transaction(work)
 
 
-def find_entry(model: Row, name: str) -> Row | None:
+def _entry(model: Row, name: str) -> Row | None:
     return next((entry for entry in model["aliases"] if entry["name"] == name), None)
-
-
-def entry_of(model: Row, name: str) -> Row:
-    """The entry of an alias that is there."""
-    return next(entry for entry in model["aliases"] if entry["name"] == name)
 
 
 async def set_alias_in(
@@ -100,7 +96,7 @@ async def set_alias_in(
     """Within a transaction that read `model`; the name is valid, the version is READY and the model's."""
     user_id = viewer.person_id()
     may(viewer, Permission.PROMOTE, model, path)
-    old = find_entry(model, name)
+    old = _entry(model, name)
     guarded = old is not None and old["protected"]
     if guarded or protected:
         may(viewer, Permission.ADMINISTER, model, path)
@@ -161,13 +157,13 @@ async def delete_alias(
     name: str,
     comment: str | None = None,
 ) -> Row:
-    """Needs PROMOTE, for a protected one ADMINISTER. Answers the entry that was."""
+    """Needs PROMOTE, for a protected one ADMINISTER. Answers the entry that was, with `model_id`."""
     user_id = viewer.person_id()
     comment = valid_comment(comment)
 
     async def work(session: AsyncClientSession) -> Row:
         model = await model_for(database, session, viewer, model_id, Permission.PROMOTE, "modelId")
-        old = find_entry(model, name)
+        old = _entry(model, name)
         if old is None:
             raise Refused(ErrorCode.NOT_FOUND, f"{full_name(model)} has no such alias.", "name")
         if old["protected"]:
@@ -187,6 +183,6 @@ async def delete_alias(
             {"_id": model["_id"], "aliases.name": name},
             {"$pull": {"aliases": {"name": name}}, "$set": {"updated_at": utc_now()}},
         )
-        return old
+        return {**old, "model_id": model_id}
 
     return await database.transaction(work)

@@ -3,6 +3,7 @@
 import asyncio
 import base64
 import hmac
+import logging
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from hashlib import sha256
@@ -23,8 +24,9 @@ from modelharbor.errors import ErrorCode, Refused
 from modelharbor.settings import Settings
 
 from .idempotency import Attempt, create_once
-from .names import DISPLAY_NAME, bad, valid_label
+from .names import DISPLAY_NAME, bad, valid_comment, valid_label
 
+log = logging.getLogger(__name__)
 MOST_LIVE: Final = 100
 
 
@@ -167,16 +169,20 @@ def _derived(key: bytes, nonce: str) -> str:
     return base64.urlsafe_b64encode(digest).decode().rstrip("=")
 
 
-async def revoke_api_token(database: Database, viewer: Viewer, *, token_id: ObjectId) -> ObjectId:
-    """Answers the id; again for a token that was revoked before. Others' tokens: operators only."""
+async def revoke_api_token(
+    database: Database, viewer: Viewer, *, token_id: ObjectId, comment: str | None = None
+) -> ObjectId:
+    """The comment goes to the log. Answers the id; again for a token that was revoked before. Others' tokens: operators only."""
     user_id = viewer.person_id()
+    comment = valid_comment(comment)
     token = await database.data["tokens"].find_one(
         {"_id": token_id} if viewer.operates else {"_id": token_id, "user_id": user_id},
         max_time_ms=database.query_timeout_ms,
     )
     if token is None:
         raise Refused(ErrorCode.NOT_FOUND, "You have no such token.", "id")
-    await revoke_token(database, token_id)
+    if await revoke_token(database, token_id):
+        log.info("token.revoked token_id=%s by=%s comment=%r", token_id, user_id, comment)
     return token_id
 
 
