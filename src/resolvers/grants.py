@@ -24,7 +24,7 @@ async def grant_role(
     database: Database,
     viewer: Viewer,
     *,
-    subject_kind: Literal["Model", "Organization"],
+    subject: Literal["Model", "Organization"],
     subject_id: ObjectId,
     actor_id: ObjectId,
     role: Role | None,
@@ -36,7 +36,7 @@ async def grant_role(
     viewer.person_id()
 
     async def work(session: AsyncClientSession) -> bool:
-        if subject_kind == "Model":
+        if subject == "Model":
             await _grant_on_model(database, session, viewer, subject_id, actor_id, role)
         else:
             await _grant_in_organization(database, session, viewer, subject_id, actor_id, role)
