@@ -161,7 +161,7 @@ class VersionMutation:
     @refusable
     async def set_model_alias(self, info: Info, input: SetModelAliasInput) -> AliasPayload:
         expected = input.expected_version_id
-        model, alias = await aliases.set_alias(
+        row = await aliases.set_alias(
             info.context.database,
             info.context.person,
             model_id=object_id(input.model_id, "Model", "modelId"),
@@ -173,7 +173,7 @@ class VersionMutation:
             protected=input.protected,
             comment=input.comment,
         )
-        return done(AliasPayload, alias={**alias, "model_id": model["_id"]})
+        return done(AliasPayload, alias=row)
 
     @strawberry.mutation(description="Delete an alias; the version stays.", directives=CHANGE)
     @refusable
