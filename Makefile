@@ -16,7 +16,7 @@ BIN := .venv/bin
 WEB_SOURCES := $(shell find web -name node_modules -prune -o -type f -print 2>/dev/null)
 
 # Python and Node know nothing of each other: they are prepared side by side, and only what changed.
-PREPARE = $(MAKE) -j2
+PREPARE = $(MAKE) -s -j2
 
 # $(call debian,check,package,reason): where the check fails, install a Debian package (as root) or
 # say how.
@@ -111,7 +111,7 @@ clean: ## Remove what was built and installed here; data stays
 	@touch $@
 
 web/node_modules/installed: web/package.json web/package-lock.json
-	@node -e 'process.exit(process.versions.node.split(".")[0] < 20)' 2>/dev/null || \
+	@node -e 'process.exit(process.versions.node.split(".")[0] < 20 ? 1 : 0)' 2>/dev/null || \
 	  { echo 'Node 20 or newer is needed, and was not found: https://nodejs.org' >&2; exit 1; }
 	@echo 'Installing the Node packages'
 	@cd web && npm ci --no-audit --no-fund --loglevel=error </dev/null >/dev/null

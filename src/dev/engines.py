@@ -360,8 +360,9 @@ def _last_words(written: str) -> str:
     for line in written.splitlines():
         try:
             entry = json.loads(line)
-            if entry["s"] in ("F", "E") and "error" in entry["attr"]:
-                words = f"{entry['msg']}: {entry['attr']['error']}"
-        except (ValueError, KeyError, TypeError):
+        except ValueError:
             words = line if line.strip() else words
+        else:
+            if isinstance(entry, dict) and "error" in entry.get("attr", {}):
+                words = f"{entry['msg']}: {entry['attr']['error']}"
     return " ".join(words.split())[:300]

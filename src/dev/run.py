@@ -1,0 +1,249 @@
+"""`modelharbor dev`: engines, migrations, demo data, a token and the server, with one command."""
+
+import asyncio
+import json
+import os
+import signal
+import socket
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Final
+
+from bson import ObjectId
+from pydantic import ValidationError
+from pymongo.errors import PyMongoError
+from rich.console import Console
+from rich.progress import Progress
+
+from modelharbor.db.actors import ActorDocument, ActorKind
+from modelharbor.db.base import utc_now
+from modelharbor.db.connection import Database, connect
+from modelharbor.db.migrations import migrate
+from modelharbor.db.tokens import Permission
+from modelharbor.resolvers.tokens import issue_token
+from modelharbor.settings import Settings
+from modelharbor.storage.blobs import open_storage
+
+from .demo import MARKER, SEEDS, SeedProgress, SeedRefused, clear, seed, seeded
+from .engines import Child, EngineError, Engines, claim, run_child, run_engines
+from .launch import end_with_parent
+
+HOST: Final = "127.0.0.1"
+ALLOWED_HOSTS: Final = ["localhost", "127.0.0.1", "[::1]"]  # any other name is DNS rebinding
+ADMIN_LOGIN: Final = "admin"
+TOKEN_NAME: Final = "make run"
+READY_SECONDS: Final = 60.0
+POLL_SECONDS: Final = 0.05
+
+
+def run_dev(port: int, data: Path, models: int) -> int:
+    """Run until Ctrl-C or SIGTERM (0), or say in one line on stderr why not (1)."""
+    if "MAKELEVEL" in os.environ:
+        end_with_parent()  # a killed `make run` would otherwise leave us, and nobody knows
+    try:
+        asyncio.run(_run(port, data.expanduser().absolute(), models))
+    except asyncio.CancelledError:
+        return 0
+    except EngineError as error:
+        print(f"modelharbor: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+async def _run(port: int, data: Path, models: int) -> None:
+    _stop_on_signals()
+    folder = data / "dev"
+    own = _own_settings()
+    async with claim(folder):
+        _check_port(port)
+        async with run_engines(
+            folder / "engines",
+            mongo_url=own.mongo_url if "mongo_url" in own.model_fields_set else None,
+            redis_url=own.redis_url if "redis_url" in own.model_fields_set else None,
+        ) as engines:
+            environment = {
+                "MODELHARBOR_MONGO_URL": engines.mongo_url,
+                "MODELHARBOR_REDIS_URL": engines.redis_url,
+                "MODELHARBOR_DATA_PATH": str(data),
+                "MODELHARBOR_ALLOWED_HOSTS": json.dumps(ALLOWED_HOSTS),
+            }
+            os.environ.update(environment)  # for our own settings and the server's
+            token = await _prepare(Settings(), models)
+            async with run_child(folder, "server", Path(sys.executable), *_serve(port)) as server:
+                await _wait_until_ready(server, port)
+                _tell(port, token, data, server)
+                await _watch(server, engines)
+
+
+def _own_settings() -> Settings:
+    try:
+        return Settings()
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = "_".join(str(part) for part in first["loc"]).upper()
+        raise EngineError(f"MODELHARBOR_{name}: {first['msg']}") from None
+
+
+def _stop_on_signals() -> None:
+    """The first Ctrl-C, SIGTERM or closed terminal ends us in order; more of them change nothing."""
+    loop, task = asyncio.get_running_loop(), asyncio.current_task()
+    stopping = False
+
+    def stop() -> None:
+        nonlocal stopping
+        if task is not None and not stopping:
+            stopping = True
+            task.cancel()
+
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        loop.add_signal_handler(number, stop)
+
+
+def _check_port(port: int) -> None:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((HOST, port))
+        except (OSError, OverflowError) as error:
+            raise EngineError(
+                f"port {port} cannot be used ({error}): choose another, for example PORT={port % 60000 + 1000}"
+            ) from None
+
+
+def _serve(port: int) -> list[str]:
+    """Arguments of Python; the settings come from the environment."""
+    return [
+        "-c",
+        "from modelharbor.http.server import serve; from modelharbor.settings import Settings;"
+        f" serve(Settings(), {HOST!r}, {port}, workers=1)",
+    ]
+
+
+async def _prepare(settings: Settings, models: int) -> str:
+    """Bring the database to this version, fill it when that is due; answers an admin's token."""
+    try:
+        async with connect(settings) as database:
+            await migrate(database)
+            await _seed(database, settings, models)
+            return await _admin_token(database)
+    except PyMongoError as error:
+        raise EngineError(f"MongoDB does not do its part: {str(error).split(',')[0]}") from None
+    except SeedRefused as error:
+        raise EngineError(str(error)) from None
+
+
+async def _seed(database: Database, settings: Settings, models: int) -> None:
+    """Demo data goes into an empty database, and takes the place of demo data of another size.
+
+    What was not made by the demo is never removed.
+    """
+    there = await seeded(database)
+    if there is not None and there.complete and there.models == models:
+        return
+    if await _holds_own(database):
+        if there is not None:
+            print(
+                f"modelharbor: the demo data stays at {there.models} models, for there is data of yours beside it"
+                " ('modelharbor seed --fresh' would replace all of it).",
+                file=sys.stderr,
+            )
+        return
+    async with open_storage(settings) as storage:
+        await clear(database, storage)
+        if models:
+            with _progress() as report:
+                await seed(database, storage, models=models, report=report)
+
+
+async def _holds_own(database: Database) -> bool:
+    """Whether there is anything that neither the demo nor we have made."""
+    row = await database.data[SEEDS].find_one({"_id": MARKER})
+    # Demo rows have ids of the past that they tell of, others that of the day when they were made.
+    later = {"_id": {"$gt": ObjectId.from_datetime(row["at"])}} if row else {}
+    for name in ("models", "versions", "actors"):
+        others = {"login_lower": {"$ne": ADMIN_LOGIN}} if name == "actors" else {}
+        if await database.data[name].find_one({**later, **others}, {"_id": 1}) is not None:
+            return True
+    return False
+
+
+@contextmanager
+def _progress() -> Iterator[Callable[[SeedProgress], None]]:
+    """A bar on stderr, where that is a terminal; it is gone when all is done."""
+    with Progress(
+        console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()
+    ) as progress:
+        task = progress.add_task("Demo data", total=None)
+
+        def report(now: SeedProgress) -> None:
+            progress.update(task, completed=now.done, total=now.total)
+
+        yield report
+
+
+async def _admin_token(database: Database) -> str:
+    """A new one each time; the one before is good no longer."""
+    admin = await ActorDocument.find_one({"login_lower": ADMIN_LOGIN})
+    if admin is None:
+        admin = ActorDocument(
+            kind=ActorKind.USER, login=ADMIN_LOGIN, login_lower=ADMIN_LOGIN, is_operator=True
+        )
+        await admin.insert()
+    await database.data["tokens"].update_many(
+        {"user_id": admin.id, "name": TOKEN_NAME, "revoked_at": None},
+        {"$set": {"revoked_at": utc_now()}},
+    )
+    _, token = await issue_token(database, admin.id, TOKEN_NAME, list(Permission))
+    return token
+
+
+async def _wait_until_ready(server: Child, port: int) -> None:
+    until = time.monotonic() + READY_SECONDS
+    while not await _is_ready(port):
+        if server.process.poll() is not None:
+            raise server.failure()
+        if time.monotonic() > until:
+            raise EngineError(f"the server does not become ready (log: {server.log})")
+        await asyncio.sleep(POLL_SECONDS)
+
+
+async def _is_ready(port: int) -> bool:
+    try:
+        reader, writer = await asyncio.open_connection(HOST, port)
+        try:
+            writer.write(b"GET /readyz HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
+            status = (await asyncio.wait_for(reader.readline(), READY_SECONDS)).split()
+        finally:
+            writer.close()
+    except OSError:
+        return False
+    return status[1:2] == [b"200"]
+
+
+def _tell(port: int, token: str, data: Path, server: Child) -> None:
+    url = f"http://{HOST}:{port}"
+    print(
+        f"""
+  modelharbor is ready. Ctrl-C ends it.
+
+  GraphiQL   {url}/graphiql#token={token}
+  GraphQL    {url}/graphql
+  Health     {url}/healthz and {url}/readyz
+  Token      {token} (admin; a new one at each start)
+  Data       {data}
+  Log        {server.log}
+""",
+        flush=True,
+    )
+
+
+async def _watch(server: Child, engines: Engines) -> None:
+    """Until something that should go on has ended."""
+    while True:
+        await asyncio.sleep(0.5)
+        engines.check()
+        if server.process.poll() is not None:
+            raise server.failure()
