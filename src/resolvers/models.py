@@ -363,9 +363,9 @@ async def advance(
         {"_id": model["_id"], "state": model["state"], "revision": model["revision"]},
         {
             "$set": {
+                "updated_at": utc_now(),
                 **fields,
                 "principals": model_principals({**model, **fields}),
-                "updated_at": utc_now(),
             },
             "$inc": {"revision": 1},
         },
@@ -468,7 +468,7 @@ async def _transition(
         }
         if new is ModelState.DELETED:
             fields["name_lower"] += f"#{model_id}"
-            fields["deleted_at"] = utc_now()
+            fields["deleted_at"] = fields["updated_at"] = utc_now()
         await EventDocument(
             kind=kind,
             model_id=PydanticObjectId(model_id),
