@@ -114,7 +114,7 @@ web/node_modules/installed: web/package.json web/package-lock.json
 	@node -e 'process.exit(process.versions.node.split(".")[0] < 20 ? 1 : 0)' 2>/dev/null || \
 	  { echo 'Node 20 or newer is needed, and was not found: https://nodejs.org' >&2; exit 1; }
 	@echo 'Installing the Node packages'
-	@cd web && npm ci --no-audit --no-fund --loglevel=error </dev/null >/dev/null
+	@cd web && npm ci --omit=dev --no-audit --no-fund --loglevel=error </dev/null >/dev/null
 	@touch $@
 
 .make/web: web/node_modules/installed $(WEB_SOURCES)
