@@ -8,7 +8,9 @@ from pathlib import Path
 from uuid import uuid4
 
 import pytest
+from tests.asking import Asker
 
+from modelharbor.cache.client import connect_cache
 from modelharbor.db.connection import Database, connect
 from modelharbor.db.migrations import migrate
 from modelharbor.dev.engines import Engines, run_engines
@@ -76,3 +78,11 @@ async def database(settings: Settings) -> AsyncIterator[Database]:
         for name in await database.data.list_collection_names():
             if name != "migrations":
                 await database.data[name].delete_many({})
+
+
+@pytest.fixture
+async def ask(database: Database, settings: Settings) -> AsyncIterator[Asker]:
+    """Runs operations on the schema directly."""
+    async with connect_cache(settings) as cache:
+        await cache.redis.flushdb()
+        yield Asker(database, cache, settings)

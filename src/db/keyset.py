@@ -57,11 +57,12 @@ class Sorted(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Order:
-    """A sort key; `_id` breaks ties in the same direction."""
+    """A sort key; `_id` breaks ties in the same direction, where there can be any."""
 
     path: str  # stored name, dotted where embedded
     kind: Sorted
     ascending: bool = False
+    unique: bool = False  # no two rows of a list have the same value
 
     @property
     def tag(self) -> str:
@@ -144,8 +145,8 @@ class Window:
     @property
     def sort(self) -> dict[str, int]:
         """Of the scan."""
-        if self.order.path == "_id":
-            return {"_id": self.direction}
+        if self.order.path == "_id" or self.order.unique:
+            return {self.order.path: self.direction}
         return {self.order.path: self.direction, "_id": self.direction}
 
     def between(self, base: Row) -> Row:
@@ -164,6 +165,8 @@ class Window:
     def _beyond(self, base: Row, place: Place, operator: str) -> Row:
         if self.order.path == "_id":
             return _both(base, {"_id": {operator: place.id}})
+        if self.order.unique:
+            return _both(base, {self.order.path: {operator: place.value}})
         branches = [
             {self.order.path: {operator: place.value}},
             {self.order.path: place.value, "_id": {operator: place.id}},

@@ -118,7 +118,9 @@ class ModelDocument(BaseDocument):
         # key, _id} gives each order of each viewer as a merge of few index scans.
         indexes = [
             IndexModel(
-                [("owner_id", ASCENDING), ("name_lower", ASCENDING)], name="owner_name", unique=True
+                [("owner_login_lower", ASCENDING), ("name_lower", ASCENDING)],
+                name="owner_name",
+                unique=True,
             ),
             *[
                 IndexModel(
@@ -158,7 +160,6 @@ class ModelDocument(BaseDocument):
                 )
                 for key in ("task", "library", "license", "owner_login_lower")
             ],
-            IndexModel([("aliases.version_id", ASCENDING)], name="alias_version"),
             IndexModel([("deleted_at", ASCENDING)], name="deleted", sparse=True),
             IndexModel(
                 [

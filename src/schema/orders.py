@@ -8,7 +8,7 @@ import strawberry
 from modelharbor.db.keyset import Order, Sorted
 from modelharbor.loaders.search import RELEVANCE
 
-BY_PATH: Final = Order("path", Sorted.TEXT, ascending=True)
+BY_PATH: Final = Order("path", Sorted.TEXT, ascending=True, unique=True)
 
 
 @strawberry.enum(description="Which way a list is sorted.")
@@ -70,9 +70,9 @@ MODEL_ORDERS: Final = {
     ModelOrderField.SIZE: ("stats.size_bytes", Sorted.WHOLE),
 }
 VERSION_ORDERS: Final = {
-    ModelVersionOrderField.NUMBER: ("number", Sorted.WHOLE),
-    ModelVersionOrderField.CREATED_AT: ("created_at", Sorted.TIME),
-    ModelVersionOrderField.SIZE: ("size_bytes", Sorted.WHOLE),
+    ModelVersionOrderField.NUMBER: ("number", Sorted.WHOLE, True),
+    ModelVersionOrderField.CREATED_AT: ("created_at", Sorted.TIME, False),
+    ModelVersionOrderField.SIZE: ("size_bytes", Sorted.WHOLE, False),
 }
 
 
@@ -82,5 +82,6 @@ def model_order(given: ModelOrder | None, default: ModelOrderField) -> Order:
 
 
 def version_order(given: ModelVersionOrder | None) -> Order:
-    path, kind = VERSION_ORDERS[given.field if given else ModelVersionOrderField.NUMBER]
-    return Order(path, kind, given is not None and given.direction is OrderDirection.ASC)
+    path, kind, unique = VERSION_ORDERS[given.field if given else ModelVersionOrderField.NUMBER]
+    ascending = given is not None and given.direction is OrderDirection.ASC
+    return Order(path, kind, ascending, unique)

@@ -5,7 +5,7 @@ import pytest
 from modelharbor.db.actors import ActorKind
 from modelharbor.db.connection import Database
 from tests.documents import insert_actor, insert_model, insert_version
-from tests.schema.asking import Asker
+from tests.asking import Asker
 
 pytestmark = pytest.mark.anyio
 

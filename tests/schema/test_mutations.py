@@ -11,7 +11,7 @@ from modelharbor.db.files import FileDocument
 from modelharbor.db.models import Visibility
 from modelharbor.schema.nodes import global_id
 from tests.documents import insert_actor, insert_model, insert_version, viewer_of
-from tests.schema.asking import Asker
+from tests.asking import Asker
 
 pytestmark = pytest.mark.anyio
 

@@ -8,7 +8,7 @@ import pytest
 
 from modelharbor.db.connection import Database
 from tests.documents import START, insert_actor, insert_model, insert_version
-from tests.schema.asking import Asker
+from tests.asking import Asker
 
 pytestmark = pytest.mark.anyio
 

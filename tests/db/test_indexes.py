@@ -1,0 +1,175 @@
+"""Every canonical query is an index scan, and every index is used by one.
+
+The commands are those that the API and the resolvers really send; each is explained.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+from pymongo.monitoring import CommandStartedEvent
+
+from modelharbor.auth.viewer import Viewer
+from modelharbor.db.actors import ActorKind, MembershipDocument, Role
+from modelharbor.db.base import Row
+from modelharbor.db.connection import Database
+from modelharbor.db.documents import DOCUMENTS
+from modelharbor.db.models import AliasEntry, Visibility
+from modelharbor.observability.commands import CommandCount
+from tests.asking import Asker
+from tests.documents import insert_actor, insert_model, insert_version, viewer_of
+
+pytestmark = pytest.mark.anyio
+
+ELSEWHERE = {
+    ("models", "deleted"): "for the clean-up of deleted models",
+    ("events", "model"): "history of one model",
+    ("idempotency", "key"): "unique: one answer for one key",
+    ("idempotency", "expires"): "TTL",
+    ("blobs", "sha256"): "unique: contents are kept once",
+    ("versions", "digest"): "whether a folder was imported before",
+    ("downloads", "day"): "unique: one count for a model and day",
+    ("downloads", "leaving"): "for the days that leave the window of 30",
+    ("memberships", "user"): "for who presents a token: tests/auth",
+}
+"""Indexes that no query of the API reads by, each with what it is there for."""
+
+
+@dataclass
+class Captured(CommandCount):
+    commands: list[tuple[str, Row]] = field(default_factory=list)
+
+    def note(self, event: CommandStartedEvent) -> None:
+        super().note(event)
+        self.commands.append((event.command_name, dict(event.command)))
+
+
+SORTED = {"search", "search all", "blob", "filter contents"}
+"""What is found by words or contents is few, and sorted in memory."""
+HASH = "0" * 63 + "1"
+OPERATIONS = {
+    **{
+        f"order {name}": f"{{ models(first: 2, orderBy: {{field: {name}}}) {{ nodes {{ name }} }} }}"
+        for name in (
+            "TRENDING",
+            "DOWNLOADS_30D",
+            "DOWNLOADS_ALL_TIME",
+            "LIKES",
+            "SIZE",
+            "UPDATED_AT",
+            "CREATED_AT",
+            "NAME",
+        )
+    },
+    **{
+        f"filter {name}": f'{{ models(first: 2, filter: {{{name}: {{eq: "x"}}}}) {{ totalCount nodes {{ name }} }} }}'
+        for name in ("task", "library", "license")
+    },
+    "filter owner": '{ models(first: 2, filter: {owner: {eq: "acme"}}) { totalCount nodes { name } } }',
+    "filter tags": '{ models(first: 2, filter: {tags: {hasAny: ["rare"]}}) { nodes { name } } }',
+    "filter contents": '{ models(filter: {fileSha256: "' + HASH + '"}) { nodes { name } } }',
+    "search": '{ models(search: "whale") { nodes { name } } }',
+    "search all": '{ search(query: "whale") { nodes { __typename } } }',
+    "by name": '{ model(owner: "acme", name: "m1") { card { html } viewerHasLiked } }',
+    "by alias": '{ resolve(ref: "acme/m1@production") { number } }',
+    "by number": '{ resolve(ref: "acme/m1:1") { number } }',
+    "suggest": '{ suggest(prefix: "m") }',
+    "versions": '{ models(first: 3, orderBy: {field: NAME, direction: ASC}) { nodes { versions(first: 2) { nodes { number file(path: "a") { path } } } } } }',
+    "versions by time": "{ models(first: 3, orderBy: {field: NAME, direction: ASC}) { nodes { versions(first: 2, orderBy: {field: CREATED_AT}) { nodes { number } } } } }",
+    "versions by size": "{ models(first: 3, orderBy: {field: NAME, direction: ASC}) { nodes { versions(first: 2, orderBy: {field: SIZE}) { nodes { number } } } } }",
+    "files": "{ models(first: 3, orderBy: {field: NAME, direction: ASC}) { nodes { latestVersion { files(first: 2) { nodes { path sharedWith downloadUrl } } } } } }",
+    "blob": '{ blob(sha256: "' + HASH + '") { nodes { path } } }',
+    "me": "{ viewer { organizations { nodes { login members { nodes { role } } } } tokens { nodes { name } } } }",
+}
+
+
+async def registry(database: Database) -> Viewer:
+    acme = await insert_actor("acme", ActorKind.ORGANIZATION, display_name="whale watchers")
+    alice = await insert_actor("alice")
+    await MembershipDocument(organization_id=acme.id, user_id=alice.id, role=Role.ADMIN).insert()
+    for index in range(200):
+        model = await insert_model(
+            acme,
+            f"m{index}",
+            summary="whale" if index % 50 == 0 else None,
+            task="x" if index % 20 == 0 else "y",
+            library="x" if index % 20 == 0 else "y",
+            license="x" if index % 20 == 0 else "y",
+            tags=["rare"] if index % 40 == 0 else ["common"],
+            visibility=Visibility.PUBLIC if index % 2 else Visibility.PRIVATE,
+            stats={"trending_score": float(index)},
+        )
+        if index < 3:
+            for _ in range(3):
+                version = await insert_version(database, model, {"a": 1, "b": 2})
+            await database.data["models"].update_one(
+                {"_id": model.id},
+                {
+                    "$set": {
+                        "aliases": [
+                            AliasEntry(name="production", version_id=version.id).model_dump()
+                        ]
+                    }
+                },
+            )
+    return viewer_of(alice, {acme.id: Role.ADMIN})
+
+
+def stages(plan: Any) -> Iterator[Row]:
+    """Every stage of an explained plan, also those of `$lookup`."""
+    if isinstance(plan, dict):
+        if "stage" in plan or "indexesUsed" in plan:
+            yield plan
+        for key, value in plan.items():
+            if key != "rejectedPlans":
+                yield from stages(value)
+    elif isinstance(plan, list):
+        for value in plan:
+            yield from stages(value)
+
+
+async def test_canonical_queries_and_indexes_belong_together(
+    ask: Asker, database: Database
+) -> None:
+    viewer = await registry(database)
+    used: set[tuple[str, str]] = set()
+    for title, document in OPERATIONS.items():
+        captured = Captured()
+        answer = await ask(document, viewer, captured)
+        assert answer.errors == [], title
+        assert captured.commands, title
+        for name, command in captured.commands:
+            plan = await database.data.command(
+                {
+                    "explain": {
+                        key: value
+                        for key, value in command.items()
+                        if key not in ("lsid", "$clusterTime", "$db", "txnNumber", "readConcern")
+                    },
+                    "verbosity": "executionStats",
+                }
+            )
+            found = list(stages(plan))
+            assert found, (title, name)
+            for stage in found:
+                assert stage.get("stage") != "COLLSCAN", (title, command)
+                assert int(stage.get("collectionScans", 0)) == 0, (title, command)
+                assert stage.get("stage") != "SORT" or title in SORTED, (title, command)
+                collection = str(command[name])
+                if "indexName" in stage:
+                    used.add((collection, stage["indexName"]))
+                if "indexesUsed" in stage:
+                    looked = _lookups(command)
+                    used.update((looked[0], index) for index in stage["indexesUsed"])
+    declared = {
+        (document.get_collection_name(), index.index.document["name"])
+        for document in DOCUMENTS
+        for index in document.get_settings().indexes
+    }
+    assert declared - used - ELSEWHERE.keys() == set()
+    assert ELSEWHERE.keys() <= declared
+
+
+def _lookups(command: Row) -> list[str]:
+    return [stage["$lookup"]["from"] for stage in command["pipeline"] if "$lookup" in stage]
