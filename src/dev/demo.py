@@ -116,7 +116,7 @@ async def seed(
     monster_files: int = MONSTER_FILES,
     report: Callable[[SeedProgress], None] = lambda progress: None,
 ) -> SeedResult:
-    """Fill an empty, migrated database; nothing to do when the same is there already.
+    """Fill an empty database; nothing to do when the same is there already.
 
     `files_per_version` None: as many as real models have, above 2,000 models one.
     SeedRefused when the database holds something else or its disk is too small.
@@ -132,6 +132,7 @@ async def seed(
         return SeedResult(marker, {}, 0.0)
     expected = await asyncio.to_thread(shape.count)
     disk = estimate_disk(expected)
+    await migrate(database)
     await _check_disk(database, disk)
     report(SeedProgress(0, models, 0, 0.0, None, disk))
     with pymongo.timeout(LONGEST_SECONDS):

@@ -65,7 +65,7 @@ MAX_CARD_BYTES: Final = 65_536  # ours are far shorter
 SAMPLE_OWNERS: Final = frozenset({"sentence-transformers", "qwen"})  # have samples only
 
 FAMILY_WEIGHTS: Final = tuple(accumulate(1 / (rank + 3) for rank in range(len(FAMILIES))))
-LANGUAGE_WEIGHTS: Final = tuple(accumulate(1 / (rank + 1) ** 1.3 for rank in range(len(LANGUAGES))))
+LANGUAGE_WEIGHTS: Final = tuple(accumulate(1 / (rank + 1) ** 1.8 for rank in range(len(LANGUAGES))))
 LICENSE_WEIGHTS: Final = tuple(accumulate(1 / (rank + 1) for rank in range(len(LICENSES))))
 ROLES: Final = tuple(Role)
 
@@ -327,9 +327,12 @@ class Population:
         family = random.choices(FAMILIES, cum_weights=FAMILY_WEIGHTS)[0]
         owner = self._pick_owner(random, index)
         portrait = self._portrait(random, index, family, owner)
-        slots = _slots(random, family, portrait.name, files)
+        slots = _slots(random, family, portrait, files)
         history = History()
-        yield from self._history(random, model_id, owner, created_at, versions, slots, history)
+        monster = self.shape.monsters and index < 2
+        yield from self._history(
+            random, model_id, owner, created_at, versions, slots, history, settled=monster
+        )
         for slot in slots:
             if slot.references:
                 yield self._blob_row(
@@ -456,7 +459,7 @@ class Population:
         tags += random.sample(task.topics, k=random.randrange(len(task.topics)))
         tags += [about] if about in ending else []
         if family.library in ("transformers", "sentence-transformers", "diffusers", "timm"):
-            tags.append("gguf" if "GGUF" in name else "safetensors")
+            tags.append(_container(name))
         if self.shape.monsters and index % 2 == 0:
             tags.append(MONSTER)
         properties = {"architecture": family.architecture, "parameters": parameters}
@@ -580,12 +583,14 @@ class Population:
         count: int,
         slots: list[Slot],
         history: History,
+        *,
+        settled: bool,  # the last version is no draft
     ) -> Iterator[tuple[str, Row]]:
         """Versions with their files, and the contents that no longer change."""
         files, versions = FileDocument.Settings.name, VersionDocument.Settings.name
         # Many are left alone soon after their beginning.
         span = (UNTIL - created_at).total_seconds() * random.random() ** 2
-        has_draft = random.random() < 0.04
+        has_draft = random.random() < 0.04 and not settled
         for number in range(1, count + 1):
             moment = 0.0 if number == 1 else span * (number - random.random()) / count
             at = created_at + timedelta(seconds=int(moment))
@@ -762,6 +767,7 @@ WEIGHTS: Final = {
     "xgboost": ("model.pkl", "model.onnx"),
     "open_clip": ("open_clip_pytorch_model.bin", "open_clip_model.safetensors"),
 }
+SHARDED_FROM: Final = 5 * 10**9  # parameters: more do not fit into one file of the usual 5 GB
 ORDINARY_WEIGHTS: Final = (
     "model.safetensors",
     "pytorch_model.bin",
@@ -770,16 +776,23 @@ ORDINARY_WEIGHTS: Final = (
 )
 
 
-def _slots(random: Random, family: Family, name: str, count: int) -> list[Slot]:
+def _container(name: str) -> str:
+    """What a model's name says of its files."""
+    return next((word for word in ("gguf", "onnx") if word in name.lower()), "safetensors")
+
+
+def _slots(random: Random, family: Family, portrait: Portrait, count: int) -> list[Slot]:
     """`count` files: the first weights, what goes with them, then more weights and checkpoints."""
     own = max(1, count - 4)
-    if "GGUF" in name:
-        stem = name.replace("-GGUF", "").lower()
+    parameters: int = portrait.properties["parameters"]
+    container = _container(portrait.name)
+    if container == "gguf":
+        stem = portrait.name.lower().replace("-gguf", "")
         weights = [f"{stem}-{level}.gguf" for level in random.sample(QUANTIZATIONS, k=8)]
         several = 1 + draw_rank(random, 8)
-    elif "onnx" in name:
+    elif container == "onnx":
         weights, several = ["onnx/model.onnx", "onnx/model_quantized.onnx"], 1
-    elif family.library not in WEIGHTS and "B" in name and own > 1 and random.random() < 0.5:
+    elif own > 1 and parameters > SHARDED_FROM and family.library not in WEIGHTS:
         several = random.randrange(2, min(12, own) + 1)
         weights = [f"model-{at:05d}-of-{several:05d}.safetensors" for at in range(1, several + 1)]
     else:
@@ -789,7 +802,7 @@ def _slots(random: Random, family: Family, name: str, count: int) -> list[Slot]:
     size = draw_weights_bytes(random)
     slots = [_slot(path, size, 0.75) for path in weights[:first]]
     if random.random() < 0.06:  # the base itself, unchanged
-        slots[0].shared = f"{family.name} {slots[0].path}"
+        slots[0].shared = f"{family.name} {parameters} {slots[0].path}"
     for path, usual, churn, shared in COMPANIONS[: max(0, count - first)]:
         slot = _slot(path, int(usual * (0.7 + 0.6 * random.random())), churn)
         if shared and random.random() < 0.7:

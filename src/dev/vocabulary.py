@@ -539,8 +539,8 @@ LANGUAGES: Final = (
     *("en", "zh", "de", "fr", "es", "ja", "ko", "ru", "pt", "it", "ar", "hi", "tr", "nl", "pl"),
     *("vi", "id", "sv", "cs", "uk", "fa", "ro", "fi", "da", "he", "sw", "bn", "ta", "th", "el"),
 )
+# Of the most used ones; English is not worth a mention.
 LANGUAGE_NAMES: Final = {
-    "en": "English",
     "zh": "Chinese",
     "de": "German",
     "fr": "French",

@@ -5,6 +5,7 @@ import struct
 from collections import Counter
 from collections.abc import AsyncIterator
 from hashlib import sha256
+from random import Random
 from typing import Any
 
 import pytest
@@ -18,7 +19,14 @@ from modelharbor.db.migrations import pending
 from modelharbor.db.models import ModelDocument, trending_score
 from modelharbor.dev import demo, samples
 from modelharbor.dev.demo import SeedMarker, SeedProgress, SeedRefused, clear, seed, seeded
-from modelharbor.dev.population import UNTIL, Shape
+from modelharbor.dev.distributions import (
+    draw_downloads,
+    draw_files,
+    draw_rank,
+    draw_versions,
+    draw_weights_bytes,
+)
+from modelharbor.dev.population import UNTIL, Population, Shape
 from modelharbor.dev.samples import SAMPLES, make_samples, minilm_folder
 from modelharbor.errors import NotStored
 from modelharbor.resolvers.cards import card_fields, render_card
@@ -61,6 +69,15 @@ async def content(database: Database) -> dict[str, list[Row]]:
     }
 
 
+def population(models: int) -> dict[str, list[Row]]:
+    """The rows by collection, without a database."""
+    shape = Shape(models)
+    found: dict[str, list[Row]] = {}
+    for name, row in Population(shape, make_samples(shape.samples)).rows():
+        found.setdefault(name, []).append(row)
+    return found
+
+
 async def test_the_same_arguments_give_the_same_rows(
     database: Database, storage: BlobStore, settings: Settings
 ) -> None:
@@ -99,13 +116,11 @@ async def test_rows_are_what_documents_store(database: Database, storage: BlobSt
     }
 
 
-async def test_names_and_texts_are_those_that_users_may_write(
-    database: Database, storage: BlobStore
-) -> None:
-    await seed(database, storage, models=200)
-    async for actor in database.data["actors"].find():
+def test_names_and_texts_are_those_that_users_may_write() -> None:
+    rows = population(500)
+    for actor in rows["actors"]:
         assert valid_login(actor["login"]) == actor["login"]
-    async for model in database.data["models"].find():
+    for model in rows["models"]:
         assert valid_model_name(model["name"]) == model["name"]
         assert valid_tags(model["tags"]) == model["tags"]
         assert valid_languages(model["languages"]) == model["languages"]
@@ -174,12 +189,11 @@ async def test_counters_agree_with_a_recount(database: Database, storage: BlobSt
         assert (model["owner_login"], model["owner_kind"]) == (owner["login"], owner["kind"])
 
 
-async def test_cards_are_as_if_rendered_one_by_one(database: Database, storage: BlobStore) -> None:
-    await seed(database, storage, models=60)
-    models = {row["_id"]: row async for row in database.data["models"].find()}
-    cards = await database.data["cards"].find().to_list()
-    assert len(cards) == 45
-    for card in cards:
+def test_cards_are_as_if_rendered_one_by_one() -> None:
+    rows = population(200)
+    models = {row["_id"]: row for row in rows["models"]}
+    assert len(rows["cards"]) == 121
+    for card in rows["cards"]:
         rendered = render_card(card["markdown"], 65_536)
         assert card["html"] == rendered.html
         assert card["metadata"] == rendered.metadata
@@ -190,20 +204,72 @@ async def test_cards_are_as_if_rendered_one_by_one(database: Database, storage: 
         assert fields["languages"] == model["languages"]
 
 
-async def test_it_is_shaped_like_a_hub(database: Database, storage: BlobStore) -> None:
-    await seed(database, storage, models=200)
-    rows = await content(database)
+def test_it_is_shaped_like_a_hub() -> None:
+    rows = population(500)
     models = rows["models"]
-    assert {name: len(found) for name, found in rows.items() if found} == {}
-    assert Counter(model["visibility"] for model in models) == {}
-    assert Counter(model["state"] for model in models) == {}
-    assert Counter(version["status"] for version in rows["versions"]) == {}
-    assert sum(model["stats"]["downloads_all"] < 200 for model in models) == 0
-    assert Counter(model["task"] for model in models).most_common(3) == []
-    assert Counter(model["owner_login"] for model in models).most_common(3) == []
-    assert Counter(model["library"] for model in models).most_common(3) == []
-    newest = sorted(models, key=lambda model: model["stats"]["trending_score"], reverse=True)
-    assert [f"{model['owner_login']}/{model['name']}" for model in newest[:3]] == []
+    assert {name: len(found) for name, found in rows.items()} == {
+        "actors": 83,
+        "memberships": 112,
+        "models": 500,
+        "cards": 284,
+        "likes": 108,
+        "versions": 3629,
+        "files": 34892,
+        "blobs": 10973,
+    }
+    assert Counter(model["visibility"] for model in models) == {
+        "PUBLIC": 448,
+        "INTERNAL": 30,
+        "PRIVATE": 22,
+    }
+    assert Counter(model["state"] for model in models) == {"ACTIVE": 491, "ARCHIVED": 9}
+    assert Counter(version["status"] for version in rows["versions"]) == {
+        "READY": 3511,
+        "ARCHIVED": 100,
+        "DRAFT": 18,
+    }
+    # 85.6 % of a hub's models, and ours with real contents are all popular.
+    assert sum(model["stats"]["downloads_all"] < 200 for model in models) == 399
+    versions = sorted(model["stats"]["versions"] for model in models)
+    assert [versions[at] for at in (250, 450, 495, 499)] == [1, 10, 79, 1080]
+    assert Counter(model["owner_login"] for model in models).most_common(3) == [
+        ("harbor-labs", 73),
+        ("northwind-ai", 41),
+        ("lumen-research", 31),
+    ]
+    assert Counter(model["task"] for model in models).most_common(2) == [
+        ("text-generation", 189),
+        ("text-to-image", 35),
+    ]
+    assert Counter(model["license"] for model in models).most_common(4) == [
+        ("apache-2.0", 208),
+        ("mit", 78),
+        ("llama3.1", 38),
+        (None, 26),
+    ]
+    trending = sorted(models, key=lambda model: -model["stats"]["trending_score"])
+    assert [f"{model['owner_login']}/{model['name']}" for model in trending[:3]] == [
+        "kofi-ahmed/bert-base-manuals",
+        "sentence-transformers/all-MiniLM-L6-v2",
+        "qwen/tiny",
+    ]
+
+
+def test_draws_follow_the_measured_figures() -> None:
+    random, count = Random(7), 20_000
+    downloads = sorted((draw_downloads(random) for _ in range(count)), reverse=True)
+    assert round(sum(one < 200 for one in downloads) / count, 3) == 0.856
+    assert round(sum(downloads[: count * 15 // 1000]) / sum(downloads), 3) == 0.963
+    weights = sorted(draw_weights_bytes(random) // 10**6 for _ in range(count))
+    quantiles = [weights[int(count * share)] for share in (0.05, 0.25, 0.5, 0.75, 0.9, 0.99)]
+    assert quantiles == [15, 195, 1134, 3449, 9007, 45674]
+    versions = sorted(draw_versions(random) for _ in range(count))
+    assert [versions[int(count * share)] for share in (0, 0.5, 0.9, 0.99)] == [1, 1, 10, 69]
+    files = sorted(draw_files(random) for _ in range(count))
+    assert [files[int(count * share)] for share in (0, 0.05, 0.5, 0.9, 0.99)] == [1, 4, 9, 20, 37]
+    ranks = Counter(draw_rank(random, 100) for _ in range(count))
+    assert (min(ranks), max(ranks)) == (0, 99)
+    assert [ranks[rank] for rank in (0, 1, 9, 99)] == [2946, 1794, 408, 52]
 
 
 async def test_known_people_and_their_roles(database: Database, storage: BlobStore) -> None:
@@ -284,7 +350,7 @@ async def test_the_real_model_is_there_whole(
     await seed(database, storage, models=1)
     model = await database.data["models"].find_one({"name": "all-MiniLM-L6-v2"})
     assert model is not None
-    assert model["stats"]["files"] == 12
+    assert model["stats"]["files"] == 13
     assert REAL_MODEL is not None
     expected = sha256((REAL_MODEL / "model.safetensors").read_bytes()).hexdigest()
     found = await database.data["files"].find_one(
@@ -422,15 +488,16 @@ async def test_monsters(database: Database, storage: BlobStore) -> None:
         monster_files=1200,
     )
     assert result.marker == SeedMarker(140, 1, 1, True, 3000, 1200, complete=True)
-    models = {row["name"]: row async for row in database.data["models"].find()}
+    every = await database.data["models"].find().to_list()
+    models = {row["name"]: row for row in every}
     assert models["many-versions"]["stats"]["versions"] == 3000
     assert models["many-files"]["stats"]["files"] == 1200
     version = models["many-files"]["latest_version_id"]
     paths = await database.data["files"].distinct("path", {"version_id": version})
     assert len(paths) == 1200
-    owned = [model for model in models.values() if model["owner_login"] == "monster"]
-    assert len(owned) == 0
-    assert sum("monster" in model["tags"] for model in models.values()) == 60  # not the samples
+    owned = [model for model in every if model["owner_login"] == "monster"]
+    assert len(owned) == 38  # a third, but for the samples
+    assert sum("monster" in model["tags"] for model in every) == 60  # not the samples
     assert (models["many-versions"]["owner_login"], models["many-files"]["owner_login"]) == (
         "monster",
         "monster",
@@ -438,4 +505,13 @@ async def test_monsters(database: Database, storage: BlobStore) -> None:
 
 
 def test_rows_are_counted_before_they_are_made() -> None:
-    assert Shape(10_000, files_per_version=1).count() == {}
+    shape = Shape(500)
+    expected, rows = shape.count(), population(500)
+    assert {name: (count, len(rows[name])) for name, count in expected.items()} == {
+        "models": (500, 500),
+        "versions": (3600, 3629),  # and those of the samples
+        "files": (34851, 34892),
+        "blobs": (13940, 10973),
+        "cards": (300, 284),
+        "actors": (83, 83),
+    }
