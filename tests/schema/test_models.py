@@ -4,8 +4,8 @@ import pytest
 
 from modelharbor.db.actors import ActorKind
 from modelharbor.db.connection import Database
-from tests.documents import insert_actor, insert_model, insert_version
 from tests.asking import Asker
+from tests.documents import insert_actor, insert_model, insert_version
 
 pytestmark = pytest.mark.anyio
 

@@ -10,8 +10,8 @@ from modelharbor.db.connection import Database
 from modelharbor.db.files import FileDocument
 from modelharbor.db.models import Visibility
 from modelharbor.schema.nodes import global_id
-from tests.documents import insert_actor, insert_model, insert_version, viewer_of
 from tests.asking import Asker
+from tests.documents import insert_actor, insert_model, insert_version, viewer_of
 
 pytestmark = pytest.mark.anyio
 

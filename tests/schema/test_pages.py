@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from modelharbor.db.connection import Database
-from tests.documents import START, insert_actor, insert_model, insert_version
 from tests.asking import Asker
+from tests.documents import START, insert_actor, insert_model, insert_version
 
 pytestmark = pytest.mark.anyio
 
