@@ -5,10 +5,11 @@ import json
 import os
 import signal
 import socket
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Final
 
@@ -28,7 +29,7 @@ from modelharbor.settings import Settings
 from modelharbor.storage.blobs import open_storage
 
 from .demo import MARKER, SEEDS, SeedProgress, SeedRefused, clear, seed, seeded
-from .engines import Child, EngineError, Engines, claim, run_child, run_engines
+from .engines import Child, EngineError, Engines, claim, end_child, run_child, run_engines
 from .launch import end_with_parent
 
 HOST: Final = "127.0.0.1"
@@ -59,23 +60,30 @@ async def _run(port: int, data: Path, models: int) -> None:
     own = _own_settings()
     async with claim(folder):
         _check_port(port)
-        async with run_engines(
-            folder / "engines",
-            mongo_url=own.mongo_url if "mongo_url" in own.model_fields_set else None,
-            redis_url=own.redis_url if "redis_url" in own.model_fields_set else None,
-        ) as engines:
-            environment = {
-                "MODELHARBOR_MONGO_URL": engines.mongo_url,
-                "MODELHARBOR_REDIS_URL": engines.redis_url,
-                "MODELHARBOR_DATA_PATH": str(data),
-                "MODELHARBOR_ALLOWED_HOSTS": json.dumps(ALLOWED_HOSTS),
-            }
-            os.environ.update(environment)  # for our own settings and the server's
-            token = await _prepare(Settings(), models)
-            async with run_child(folder, "server", Path(sys.executable), *_serve(port)) as server:
+        async with (
+            # First, for it imports while the engines start.
+            run_child(folder, "server", *_server(port), stdin=subprocess.PIPE) as server,
+            run_engines(
+                folder / "engines",
+                mongo_url=own.mongo_url if "mongo_url" in own.model_fields_set else None,
+                redis_url=own.redis_url if "redis_url" in own.model_fields_set else None,
+            ) as engines,
+        ):
+            try:
+                environment = {
+                    "MODELHARBOR_MONGO_URL": engines.mongo_url,
+                    "MODELHARBOR_REDIS_URL": engines.redis_url,
+                    "MODELHARBOR_DATA_PATH": str(data),
+                    "MODELHARBOR_ALLOWED_HOSTS": json.dumps(ALLOWED_HOSTS),
+                }
+                os.environ.update(environment)
+                token = await _prepare(Settings(), models)
+                _go(server, environment)
                 await _wait_until_ready(server, port)
                 _tell(port, token, data, server)
                 await _watch(server, engines)
+            finally:
+                await end_child(server)  # while its engines are still there
 
 
 def _own_settings() -> Settings:
@@ -113,13 +121,25 @@ def _check_port(port: int) -> None:
             ) from None
 
 
-def _serve(port: int) -> list[str]:
-    """Arguments of Python; the settings come from the environment."""
-    return [
+def _server(port: int) -> tuple[Path, str, str]:
+    """Python, and what it is to do: get ready, and serve once the settings are there."""
+    return (
+        Path(sys.executable),
         "-c",
-        "from modelharbor.http.server import serve; from modelharbor.settings import Settings;"
-        f" serve(Settings(), {HOST!r}, {port}, workers=1)",
-    ]
+        "import json, os, sys, modelharbor.app\n"
+        "from modelharbor.http.server import serve\n"
+        "from modelharbor.settings import Settings\n"
+        "os.environ.update(json.loads(sys.stdin.readline()))\n"
+        f"serve(Settings(), {HOST!r}, {port}, workers=1)",
+    )
+
+
+def _go(server: Child, environment: dict[str, str]) -> None:
+    """Give the server its settings. One that has ended meanwhile is found out afterwards."""
+    if server.process.stdin is not None:
+        with suppress(BrokenPipeError):
+            server.process.stdin.write(json.dumps(environment).encode() + b"\n")
+            server.process.stdin.flush()
 
 
 async def _prepare(settings: Settings, models: int) -> str:
@@ -143,7 +163,7 @@ async def _seed(database: Database, settings: Settings, models: int) -> None:
     there = await seeded(database)
     if there is not None and there.complete and there.models == models:
         return
-    if await _holds_own(database):
+    if await holds_own(database):
         if there is not None:
             print(
                 f"modelharbor: the demo data stays at {there.models} models, for there is data of yours beside it"
@@ -158,7 +178,7 @@ async def _seed(database: Database, settings: Settings, models: int) -> None:
                 await seed(database, storage, models=models, report=report)
 
 
-async def _holds_own(database: Database) -> bool:
+async def holds_own(database: Database) -> bool:
     """Whether there is anything that neither the demo nor we have made."""
     row = await database.data[SEEDS].find_one({"_id": MARKER})
     # Demo rows have ids of the past that they tell of, others that of the day when they were made.
