@@ -16,6 +16,7 @@ from modelharbor.db.models import CardDocument, ModelDocument
 from .base import Loader
 from .pages import PageLoader, Total
 from .rows import RowByIdLoader
+from .search import text_search
 
 CACHE_SECONDS: Final = 30  # how old an estimate or a facet may be
 WITH_CONTENTS: Final = "file_sha256"
@@ -89,7 +90,8 @@ class ModelPageLoader(PageLoader[str]):
 
     @property
     def query(self) -> Row:
-        words = {"$text": {"$search": self.arguments.search}} if self.arguments.search else {}
+        search = self.arguments.search
+        words = {"$text": {"$search": text_search(search)}} if search is not None else {}
         return all_of([words, self.base(), self.arguments.query.data])
 
     async def one(self, query: Row) -> list[Row]:

@@ -9,7 +9,7 @@ from typing import Final
 
 from modelharbor.db.actors import ActorKind
 from modelharbor.db.base import Row
-from modelharbor.db.conditions import all_of
+from modelharbor.db.conditions import NOTHING, all_of
 from modelharbor.db.keyset import Filter, Order, Sorted, Window
 from modelharbor.db.models import ModelState
 from modelharbor.errors import BadUserInput
@@ -62,7 +62,7 @@ class SearchLoader(Loader[str, Row, SearchWanted]):
         nodes = merged[: window.limit]
         if window.backward:
             nodes.reverse()
-        total: Total | None = None
+        total = Total("models", query=Filter(NOTHING))
         for name, query in sources:
             total = Total(name, query=Filter(query), also=total)
         page = {
@@ -76,7 +76,7 @@ class SearchLoader(Loader[str, Row, SearchWanted]):
 
     def sources(self) -> list[tuple[str, Row]]:
         words = {"$text": {"$search": text_search(self.arguments.window.search or "")}}
-        found = []
+        found: list[tuple[str, Row]] = []
         if "Model" in self.arguments.types:
             active = {"state": ModelState.ACTIVE.value}
             found.append(("models", all_of([words, active, self.reads.viewer.visible])))
