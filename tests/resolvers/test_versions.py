@@ -1,0 +1,492 @@
+"""Versions are numbered, published, archived and deleted; the model's counters and latest follow."""
+
+import asyncio
+from collections.abc import Mapping
+from dataclasses import replace
+from hashlib import sha256
+from typing import Any
+
+import pytest
+from bson import ObjectId
+
+from modelharbor.auth.viewer import ANONYMOUS, Viewer
+from modelharbor.db.actors import Role
+from modelharbor.db.connection import Database
+from modelharbor.db.files import FileDocument, FileFormat
+from modelharbor.db.models import AliasEntry, ModelDocument, ModelState, Visibility
+from modelharbor.db.tokens import Permission
+from modelharbor.db.versions import VersionDocument, VersionStatus
+from modelharbor.errors import ErrorCode, Refused, Unauthenticated
+from modelharbor.resolvers.versions import (
+    archive_version,
+    create_version,
+    delete_version,
+    files_digest,
+    publish_version,
+    update_version,
+)
+from modelharbor.settings import Settings
+from tests.documents import insert_model
+from tests.resolvers.conftest import Company
+from tests.resolvers.state import events_of, everything, refused
+
+pytestmark = pytest.mark.anyio
+
+
+async def add_files(
+    version: VersionDocument | Mapping[str, Any],
+    files: dict[str, int],
+    format: FileFormat = FileFormat.OTHER,
+) -> None:
+    """As an import adds them to a DRAFT; equal lengths are equal contents."""
+    row = (
+        version.model_dump() | {"_id": version.id}
+        if isinstance(version, VersionDocument)
+        else version
+    )
+    for path, size in files.items():
+        await FileDocument(
+            version_id=row["_id"],
+            model_id=row["model_id"],
+            path=path,
+            size_bytes=size,
+            sha256=f"{size:064x}",
+            format=format,
+        ).insert()
+
+
+async def add_version(
+    model: ModelDocument, number: int, status: VersionStatus = VersionStatus.DRAFT
+) -> VersionDocument:
+    version = VersionDocument(model_id=model.id, number=number, status=status)
+    await version.insert()
+    return version
+
+
+async def model_row(database: Database, model_id: ObjectId) -> dict[str, Any]:
+    row = await database.data["models"].find_one({"_id": model_id})
+    assert row is not None
+    return row
+
+
+def counters(model: Mapping[str, Any]) -> tuple[int, int, int, int]:
+    stats = model["stats"]
+    return stats["versions"], stats["files"], stats["size_bytes"], stats["stored_bytes"]
+
+
+async def test_a_version_is_created_as_a_draft_with_the_next_number(
+    database: Database, settings: Settings, company: Company
+) -> None:
+    model = await insert_model(company.acme, "bert", last_number=6)
+    row = await create_version(
+        database,
+        company.admin,
+        settings,
+        model_id=model.id,
+        label=" v7 ",
+        description="Better\nthan before",
+        tags=["a", "a"],
+        properties={"loss": 0.5},
+    )
+    assert row == await database.data["versions"].find_one({"_id": row["_id"]})
+    assert (row["number"], row["status"], row["label"], row["description"]) == (
+        *(7, "DRAFT", "v7", "Better\nthan before"),
+    )
+    assert (row["tags"], row["properties"], row["revision"], row["created_by_id"]) == (
+        *(["a"], {"loss": 0.5}, 1),
+        company.members[Role.ADMIN].id,
+    )
+    after = await model_row(database, model.id)
+    assert (after["last_number"], after["revision"], after["latest_version_id"]) == (7, 1, None)
+    assert counters(after) == (1, 0, 0, 0)
+    assert [(e["kind"], e["version_id"], e["after"]) for e in await events_of(database)] == [
+        ("VERSION_CREATED", row["_id"], {"number": 7, "status": "DRAFT"})
+    ]
+
+
+async def test_versions_created_at_once_get_numbers_of_their_own(
+    database: Database, settings: Settings, company: Company
+) -> None:
+    model = await insert_model(company.acme, "bert")
+    rows = await asyncio.gather(
+        *[create_version(database, company.admin, settings, model_id=model.id) for _ in range(10)]
+    )
+    assert sorted(row["number"] for row in rows) == list(range(1, 11))
+    assert counters(await model_row(database, model.id))[0] == 10
+
+
+async def test_bad_fields_of_versions(
+    database: Database, settings: Settings, company: Company
+) -> None:
+    model = await insert_model(company.acme, "bert")
+    version = await add_version(model, 1)
+    bad: list[tuple[str, dict[str, Any]]] = [
+        ("label", {"label": "x" * 101}),
+        ("description", {"description": "x" * 10_001}),
+        ("properties", {"properties": {"$a": 1}}),
+    ]
+    for path, fields in [*bad, ("tags", {"tags": ["\0"]})]:
+        async with refused(database, ErrorCode.BAD_INPUT, path):
+            await create_version(database, company.admin, settings, model_id=model.id, **fields)
+    for path, fields in [
+        *bad,
+        ("addTags", {"add_tags": [""]}),
+        ("removeTags", {"remove_tags": [""]}),
+    ]:
+        async with refused(database, ErrorCode.BAD_INPUT, path):
+            await update_version(database, company.admin, version_id=version.id, **fields)
+
+
+async def test_an_update_of_a_version(database: Database, company: Company) -> None:
+    model = await insert_model(company.acme, "bert")
+    version = await add_version(model, 1, VersionStatus.READY)
+    row = await update_version(
+        database,
+        company.admin,
+        version_id=version.id,
+        expected_revision=1,
+        label="v1",
+        add_tags=["a", "b"],
+        properties={"a": 1},
+    )
+    assert (row["label"], row["tags"], row["properties"], row["revision"]) == (
+        *("v1", ["a", "b"], {"a": 1}, 2),
+    )
+    again = await everything(database)
+    assert row == await update_version(
+        database, company.admin, version_id=version.id, label="v1", add_tags=["a"]
+    )
+    assert await everything(database) == again
+    cleared = await update_version(
+        database,
+        company.admin,
+        version_id=version.id,
+        label=None,
+        description=None,
+        remove_tags=["a"],
+        properties=None,
+    )
+    assert (cleared["label"], cleared["tags"], cleared["properties"]) == (None, ["b"], {})
+    assert [(e["kind"], e["before"], e["after"]) for e in await events_of(database)] == [
+        (
+            "VERSION_UPDATED",
+            {"label": None, "tags": [], "properties": {}},
+            {"label": "v1", "tags": ["a", "b"], "properties": {"a": 1}},
+        ),
+        (
+            "VERSION_UPDATED",
+            {"label": "v1", "tags": ["a", "b"], "properties": {"a": 1}},
+            {"label": None, "tags": ["b"], "properties": {}},
+        ),
+    ]
+    for attempt in (update_version, archive_version):
+        async with refused(database, ErrorCode.STALE_REVISION, "expectedRevision"):
+            await attempt(database, company.admin, version_id=version.id, expected_revision=1)
+
+
+async def test_a_published_version_is_ready_with_its_digest_and_the_model_follows(
+    database: Database, settings: Settings, company: Company
+) -> None:
+    model = await insert_model(company.acme, "bert")
+    draft = await create_version(database, company.admin, settings, model_id=model.id)
+    await add_files(draft, {"b.txt": 7, "a/é.txt": 5})
+    await add_files(draft, {"a.safetensors": 100, "copy.safetensors": 100}, FileFormat.SAFETENSORS)
+    row = await publish_version(
+        database, company.admin, version_id=draft["_id"], set_aliases=["prod", "best", "prod"]
+    )
+    lines = [
+        *(f"a.safetensors\0{100:064x}\n", f"a/é.txt\0{5:064x}\n"),
+        *(f"b.txt\0{7:064x}\n", f"copy.safetensors\0{100:064x}\n"),
+    ]
+    assert row == await database.data["versions"].find_one({"_id": draft["_id"]})
+    assert (row["status"], row["digest"]) == (
+        "READY",
+        sha256("".join(lines).encode()).hexdigest(),
+    )
+    assert (row["file_count"], row["size_bytes"]) == (4, 212)
+    assert row["published_at"] is not None
+    after = await model_row(database, model.id)
+    assert after["latest_version_id"] == row["_id"]
+    assert after["formats"] == ["OTHER", "SAFETENSORS"]
+    assert counters(after) == (1, 4, 212, 112)
+    assert [(a["name"], a["version_id"], a["protected"]) for a in after["aliases"]] == [
+        ("prod", row["_id"], False),
+        ("best", row["_id"], False),
+    ]
+    assert [(e["kind"], e["after"]) for e in await events_of(database)] == [
+        ("VERSION_CREATED", {"number": 1, "status": "DRAFT"}),
+        ("VERSION_READY", {"status": "READY", "digest": row["digest"]}),
+        ("ALIAS_SET", {"name": "prod", "version_id": row["_id"], "protected": False}),
+        ("ALIAS_SET", {"name": "best", "version_id": row["_id"], "protected": False}),
+    ]
+
+
+async def test_counters_that_were_kept_while_files_came_are_not_counted_twice(
+    database: Database, company: Company
+) -> None:
+    model = await insert_model(
+        company.acme, "bert", stats={"versions": 1, "files": 1, "size_bytes": 7}
+    )
+    version = VersionDocument(model_id=model.id, number=1, file_count=1, size_bytes=7)
+    await version.insert()
+    await add_files(version, {"a": 7, "b": 8})
+    await publish_version(database, company.admin, version_id=version.id)
+    assert counters(await model_row(database, model.id)) == (1, 2, 15, 15)
+
+
+def test_the_digest_does_not_depend_on_the_order() -> None:
+    assert files_digest([("b", "1"), ("a", "2")]) == files_digest([("a", "2"), ("b", "1")])
+    assert files_digest([("a", "1")]) != files_digest([("a", "2")])
+    assert files_digest([("a", "1"), ("b", "2")]) != files_digest([("a", "2"), ("b", "1")])
+
+
+async def test_equal_contents_are_counted_once_over_all_versions(
+    database: Database, settings: Settings, company: Company
+) -> None:
+    model = await insert_model(company.acme, "bert")
+    ids = []
+    for files in ({"a": 10, "b": 20}, {"a": 10, "b": 30}, {"x": 10}):
+        draft = await create_version(database, company.admin, settings, model_id=model.id)
+        await add_files(draft, files)
+        await publish_version(database, company.admin, version_id=draft["_id"])
+        ids.append(draft["_id"])
+    assert counters(await model_row(database, model.id)) == (3, 5, 80, 60)
+    await delete_version(database, company.admin, version_id=ids[0])
+    assert counters(await model_row(database, model.id)) == (2, 3, 50, 40)
+    await archive_version(database, company.admin, version_id=ids[2])
+    assert counters(await model_row(database, model.id)) == (2, 3, 50, 40)
+    await delete_version(database, company.admin, version_id=ids[1])
+    assert counters(await model_row(database, model.id)) == (1, 1, 10, 10)
+    await delete_version(database, company.admin, version_id=ids[2])
+    assert counters(await model_row(database, model.id)) == (0, 0, 0, 0)
+
+
+async def test_a_version_without_files_is_not_published(
+    database: Database, company: Company
+) -> None:
+    model = await insert_model(company.acme, "bert")
+    version = await add_version(model, 1)
+    async with refused(
+        database, ErrorCode.BAD_INPUT, "id", says="The version has no files: add some first."
+    ):
+        await publish_version(database, company.admin, version_id=version.id)
+
+
+async def test_a_bad_alias_stops_the_publishing(database: Database, company: Company) -> None:
+    model = await insert_model(
+        company.acme,
+        "bert",
+        grants=[{"actor_id": company.ann.id, "role": Role.MAINTAINER}],
+        aliases=[AliasEntry(name="prod", version_id=company.acme.id, protected=True)],
+    )
+    version = await add_version(model, 1)
+    await add_files(version, {"a": 1})
+    for code, name in ((ErrorCode.BAD_INPUT, "12"), (ErrorCode.FORBIDDEN, "prod")):
+        async with refused(database, code, "setAliases"):
+            await publish_version(
+                database, company.stranger, version_id=version.id, set_aliases=["good", name]
+            )
+
+
+async def test_the_latest_is_the_highest_number_that_is_ready(
+    database: Database, settings: Settings, company: Company
+) -> None:
+    model = await insert_model(company.acme, "bert")
+    drafts = []
+    for index, format in enumerate((FileFormat.GGUF, FileFormat.ONNX, FileFormat.KERAS)):
+        draft = await create_version(database, company.admin, settings, model_id=model.id)
+        await add_files(draft, {"weights": index + 1}, format)
+        drafts.append(draft["_id"])
+    one, two, three = drafts
+
+    async def latest() -> tuple[Any, list[str]]:
+        row = await model_row(database, model.id)
+        return row["latest_version_id"], row["formats"]
+
+    await publish_version(database, company.admin, version_id=two)
+    assert await latest() == (two, ["ONNX"])
+    await publish_version(database, company.admin, version_id=one)
+    assert await latest() == (two, ["ONNX"])
+    await publish_version(database, company.admin, version_id=three)
+    assert await latest() == (three, ["KERAS"])
+    await archive_version(database, company.admin, version_id=three)
+    assert await latest() == (two, ["ONNX"])
+    await delete_version(database, company.admin, version_id=two)
+    assert await latest() == (one, ["GGUF"])
+    await delete_version(database, company.admin, version_id=one)
+    assert await latest() == (None, [])
+
+
+async def test_of_two_publishings_at_once_one_wins(database: Database, company: Company) -> None:
+    model = await insert_model(company.acme, "bert")
+    version = await add_version(model, 1)
+    await add_files(version, {"a": 1})
+    found = await asyncio.gather(
+        *[publish_version(database, company.admin, version_id=version.id) for _ in range(4)],
+        return_exceptions=True,
+    )
+    codes = [one.code for one in found if isinstance(one, Refused)]
+    assert codes == [ErrorCode.INVALID_TRANSITION] * 3
+    assert counters(await model_row(database, model.id)) == (0, 1, 1, 1)
+
+
+async def test_archived_and_deleted(database: Database, company: Company) -> None:
+    model = await insert_model(company.acme, "bert", stats={"versions": 1})
+    version = await add_version(model, 1, VersionStatus.READY)
+    row = await archive_version(
+        database, company.admin, version_id=version.id, expected_revision=1, comment="old"
+    )
+    assert (row["status"], row["revision"]) == ("ARCHIVED", 2)
+    assert await delete_version(database, company.admin, version_id=version.id, comment="bad") == (
+        version.id
+    )
+    assert counters(await model_row(database, model.id))[0] == 0
+    assert [
+        (e["kind"], e["before"], e["after"], e["comment"]) for e in await events_of(database)
+    ] == [
+        ("VERSION_ARCHIVED", {"status": "READY"}, {"status": "ARCHIVED"}, "old"),
+        ("VERSION_DELETED", {"number": 1, "status": "ARCHIVED"}, {"status": "DELETED"}, "bad"),
+    ]
+    async with refused(database, ErrorCode.NOT_FOUND, "id"):
+        await delete_version(database, company.admin, version_id=version.id)
+
+
+async def test_a_version_that_an_alias_points_at_stays(
+    database: Database, company: Company
+) -> None:
+    model = await insert_model(company.acme, "bert")
+    version = await add_version(model, 3, VersionStatus.READY)
+    aliases = [AliasEntry(name=name, version_id=version.id) for name in ("prod", "best")]
+    await database.data["models"].update_one(
+        {"_id": model.id}, {"$set": {"aliases": [alias.model_dump() for alias in aliases]}}
+    )
+    async with refused(
+        database,
+        ErrorCode.CONFLICT,
+        "id",
+        says="Aliases point at version 3 of Acme/bert: prod, best. Move or delete them first.",
+    ):
+        await delete_version(database, company.admin, version_id=version.id)
+
+
+@pytest.mark.parametrize("status", VersionStatus)
+async def test_transitions_of_versions(
+    database: Database, company: Company, status: VersionStatus
+) -> None:
+    model = await insert_model(company.acme, "bert")
+    for number, (act, start) in enumerate([(publish, DRAFT), (archive, READY)], 1):
+        version = await add_version(model, number, status)
+        await add_files(version, {"a": 1})
+        if status is start:
+            await act(database, company.admin, version.id)
+            continue
+        code = (
+            ErrorCode.NOT_FOUND if status is VersionStatus.DELETED else ErrorCode.INVALID_TRANSITION
+        )
+        async with refused(database, code, "id"):
+            await act(database, company.admin, version.id)
+
+
+async def test_the_versions_of_an_archived_model_stay_as_they_are(
+    database: Database, settings: Settings, company: Company
+) -> None:
+    model = await insert_model(company.acme, "bert", state=ModelState.ARCHIVED)
+    draft = await add_version(model, 1)
+    ready = await add_version(model, 2, VersionStatus.READY)
+    await add_files(draft, {"a": 1})
+    async with refused(database, ErrorCode.INVALID_TRANSITION, "modelId"):
+        await create_version(database, company.admin, settings, model_id=model.id)
+    for act, version in ((publish, draft), (update, draft), (delete, draft), (archive, ready)):
+        async with refused(database, ErrorCode.INVALID_TRANSITION, "id"):
+            await act(database, company.admin, version.id)
+
+
+async def update(database: Database, viewer: Viewer, version_id: ObjectId) -> None:
+    await update_version(database, viewer, version_id=version_id, label="new")
+
+
+async def publish(database: Database, viewer: Viewer, version_id: ObjectId) -> None:
+    await publish_version(database, viewer, version_id=version_id)
+
+
+async def archive(database: Database, viewer: Viewer, version_id: ObjectId) -> None:
+    await archive_version(database, viewer, version_id=version_id)
+
+
+async def delete(database: Database, viewer: Viewer, version_id: ObjectId) -> None:
+    await delete_version(database, viewer, version_id=version_id)
+
+
+DRAFT, READY = VersionStatus.DRAFT, VersionStatus.READY
+WRITERS = {Role.CONTRIBUTOR, Role.MAINTAINER, Role.ADMIN}
+PUBLISHERS = {Role.MAINTAINER, Role.ADMIN}
+ACTIONS = [
+    (update, DRAFT, Permission.WRITE, WRITERS),
+    (publish, DRAFT, Permission.PUBLISH, PUBLISHERS),
+    (archive, READY, Permission.PUBLISH, PUBLISHERS),
+    (delete, DRAFT, Permission.WRITE, WRITERS),
+    (delete, READY, Permission.PUBLISH, PUBLISHERS),
+]
+NAMES = [f"{action[0].__name__} {action[1].value}" for action in ACTIONS]
+
+
+@pytest.mark.parametrize("action", ACTIONS, ids=NAMES)
+@pytest.mark.parametrize("role", [*Role, None])
+async def test_who_may_change_a_version(
+    database: Database, company: Company, action: Any, role: Role | None
+) -> None:
+    act, status, permission, allowed = action
+    model = await insert_model(company.acme, "bert", visibility=Visibility.PRIVATE)
+    version = await add_version(model, 1, status)
+    await add_files(version, {"a": 1})
+    viewer = company.member(role) if role else company.stranger
+    if role in allowed:
+        await act(database, viewer, version.id)
+        assert len(await events_of(database)) == 1
+    elif role is None:
+        async with refused(database, ErrorCode.NOT_FOUND, "id", says="There is no such version"):
+            await act(database, viewer, version.id)
+    else:
+        if role not in WRITERS:
+            permission = Permission.PUBLISH if act in (publish, archive) else Permission.WRITE
+        async with refused(
+            database,
+            ErrorCode.FORBIDDEN,
+            "id",
+            says=f"This needs the permission {permission.value} on Acme/bert",
+        ):
+            await act(database, viewer, version.id)
+
+
+@pytest.mark.parametrize("role", [*Role, None])
+async def test_who_may_create_a_version(
+    database: Database, settings: Settings, company: Company, role: Role | None
+) -> None:
+    model = await insert_model(company.acme, "bert", visibility=Visibility.PRIVATE)
+    viewer = company.member(role) if role else company.stranger
+    if role in WRITERS:
+        await create_version(database, viewer, settings, model_id=model.id)
+        return
+    code = ErrorCode.FORBIDDEN if role else ErrorCode.NOT_FOUND
+    async with refused(database, code, "modelId"):
+        await create_version(database, viewer, settings, model_id=model.id)
+
+
+@pytest.mark.parametrize("action", ACTIONS, ids=NAMES)
+async def test_unknown_versions_foreign_scopes_and_nobody(
+    database: Database, company: Company, action: Any
+) -> None:
+    act, status, permission, _ = action
+    model = await insert_model(company.acme, "bert")
+    version = await add_version(model, 1, status)
+    async with refused(database, ErrorCode.NOT_FOUND, "id"):
+        await act(database, company.admin, ObjectId())
+    viewer = replace(company.admin, scopes=frozenset(Permission) - {permission})
+    async with refused(
+        database, ErrorCode.FORBIDDEN, "id", says=f"The token lacks the scope {permission.value}"
+    ):
+        await act(database, viewer, version.id)
+    before = await everything(database)
+    with pytest.raises(Unauthenticated):
+        await act(database, ANONYMOUS, version.id)
+    assert await everything(database) == before
