@@ -224,8 +224,8 @@ _ATTRIBUTES: Final[dict[str, set[str]]] = {
     "details": {"open"},
     "img": {"src", "alt", "title", "width", "height", "align"},
     "ol": {"start"},
-    "td": {"align", "colspan", "rowspan"},
-    "th": {"align", "colspan", "rowspan"},
+    "td": {"align", "colspan", "rowspan", "style"},
+    "th": {"align", "colspan", "rowspan", "style"},
 }
 _LANGUAGE_CLASS: Final = re.compile(r"language-[\w+#.-]{1,40}")
 _TAG: Final = re.compile(r"<(/?)([a-zA-Z][a-zA-Z0-9-]*)")
@@ -263,6 +263,7 @@ def _sanitised(html: str) -> str:
         tags=_TAGS,
         attributes=_ATTRIBUTES,
         attribute_filter=_attribute,
+        filter_style_properties={"text-align"},  # how Markdown's tables say it
         url_schemes={"http", "https", "mailto"},
         url_relative="deny",  # they would lead into this server's own pages
         link_rel="nofollow noopener",

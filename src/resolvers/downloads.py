@@ -103,9 +103,9 @@ async def counting_downloads(database: Database) -> AsyncIterator[DownloadCounte
 
     async def run() -> None:
         while not ended.is_set():
+            await flush()
             with suppress(TimeoutError):
                 await asyncio.wait_for(ended.wait(), FLUSH_SECONDS)
-            await flush()
 
     async def leave() -> None:
         while True:
@@ -122,6 +122,7 @@ async def counting_downloads(database: Database) -> AsyncIterator[DownloadCounte
         leaving.cancel()
         ended.set()  # not cancelled: a flush under way would not know whether it was committed
         await flushing
+        await flush()
         with suppress(asyncio.CancelledError):
             await leaving
 

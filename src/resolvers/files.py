@@ -1,0 +1,123 @@
+"""Files enter a version: with their contents referenced and all counters right, batch by batch."""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from bson import ObjectId
+from pymongo import ReturnDocument, UpdateOne
+from pymongo.asynchronous.client_session import AsyncClientSession
+
+from modelharbor.db.base import Row, utc_now
+from modelharbor.db.connection import Database
+from modelharbor.db.files import FileFormat, FileRole
+from modelharbor.db.versions import VersionStatus
+from modelharbor.errors import ErrorCode, Refused
+
+BLOBS_AT_ONCE = 1000
+
+
+@dataclass(frozen=True, slots=True)
+class FileEntry:
+    """A file to be: `path` relative with `/`, `sha256` hexadecimal in lower case."""
+
+    path: str
+    size_bytes: int
+    sha256: str
+    role: FileRole
+    format: FileFormat
+
+
+async def record_blobs(database: Database, entries: Sequence[FileEntry]) -> None:
+    """Note that contents are stored. Outside of transactions: an upsert in one fails, where it would
+    wait outside, when another adds the same contents at once."""
+    for start in range(0, len(entries), BLOBS_AT_ONCE):
+        await database.data["blobs"].bulk_write(
+            [
+                UpdateOne(
+                    {"sha256": entry.sha256},
+                    {
+                        "$set": {"stored": True},
+                        "$setOnInsert": {
+                            "size_bytes": entry.size_bytes,
+                            "references": 0,
+                            "created_at": utc_now(),
+                        },
+                    },
+                    upsert=True,
+                )
+                for entry in entries[start : start + BLOBS_AT_ONCE]
+            ],
+            ordered=False,
+        )
+
+
+async def add_files(
+    database: Database, session: AsyncClientSession, version: Row, entries: Sequence[FileEntry]
+) -> Row:
+    """Add files to a DRAFT, within a transaction that read `version`; answers it as it is then.
+
+    Their contents are recorded. Files that are there already, with the same contents, are left
+    alone; ALREADY_EXISTS where the contents differ.
+    """
+    rows = (
+        await database.data["files"]
+        .find(
+            {"version_id": version["_id"], "path": {"$in": [entry.path for entry in entries]}},
+            {"path": 1, "sha256": 1},
+            session=session,
+        )
+        .to_list()
+    )
+    there = {row["path"]: row["sha256"] for row in rows}
+    for entry in entries:
+        if there.get(entry.path, entry.sha256) != entry.sha256:
+            raise Refused(
+                ErrorCode.ALREADY_EXISTS, f"The version has another file {entry.path}.", "path"
+            )
+    new = [entry for entry in entries if entry.path not in there]
+    if not new:
+        return version
+    size_bytes = sum(entry.size_bytes for entry in new)
+    changed: Row | None = await database.data["versions"].find_one_and_update(
+        {"_id": version["_id"], "status": VersionStatus.DRAFT.value},
+        {"$inc": {"file_count": len(new), "size_bytes": size_bytes}},
+        session=session,
+        return_document=ReturnDocument.AFTER,
+    )
+    if changed is None:
+        raise Refused(
+            ErrorCode.INVALID_TRANSITION,
+            f"Version {version['number']} is {version['status']}: only a DRAFT takes files.",
+        )
+    await database.data["files"].insert_many(
+        [_row(version, entry) for entry in new], session=session
+    )
+    await database.data["blobs"].bulk_write(
+        [
+            UpdateOne({"sha256": digest}, {"$inc": {"references": count}})
+            for digest, count in sorted(Counter(entry.sha256 for entry in new).items())
+        ],
+        ordered=False,
+        session=session,
+    )
+    await database.data["models"].update_one(
+        {"_id": version["model_id"]},
+        {"$inc": {"stats.files": len(new), "stats.size_bytes": size_bytes}},
+        session=session,
+    )
+    return changed
+
+
+def _row(version: Row, entry: FileEntry) -> Row:
+    # Raw, not a document: validating 100,000 takes seconds, and every value here is ours.
+    return {
+        "_id": ObjectId(),
+        "version_id": version["_id"],
+        "model_id": version["model_id"],
+        "path": entry.path,
+        "size_bytes": entry.size_bytes,
+        "sha256": entry.sha256,
+        "role": entry.role.value,
+        "format": entry.format.value,
+    }

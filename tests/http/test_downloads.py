@@ -1,0 +1,476 @@
+"""Files over HTTP: bytes, ranges, entity tags, and who may have them."""
+
+import asyncio
+import random
+import re
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from datetime import timedelta
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import pytest
+from httpx import AsyncClient, Response
+from starlette.applications import Starlette
+
+from modelharbor.auth.links import DownloadLinks, secret_key
+from modelharbor.auth.tokens import make_secret, secret_hash, token_text
+from modelharbor.db.actors import ActorDocument, Role
+from modelharbor.db.base import utc_now
+from modelharbor.db.connection import Database
+from modelharbor.db.files import FileDocument
+from modelharbor.db.models import Grant, ModelDocument, ModelState, Visibility
+from modelharbor.db.tokens import Permission, TokenDocument
+from modelharbor.db.versions import VersionDocument, VersionStatus
+from modelharbor.http.downloads import byte_range, disposition, download_routes
+from modelharbor.resolvers.downloads import DownloadCounter
+from modelharbor.settings import Settings
+from modelharbor.storage.blobs import open_storage
+from tests.documents import insert_actor, insert_model, insert_version
+from tests.http.serving import Server, codes
+
+pytestmark = pytest.mark.anyio
+CONTENTS = random.Random(3).randbytes(100_000)
+DIGEST = sha256(CONTENTS).hexdigest()
+TAG = f'"{DIGEST}"'
+
+
+@dataclass
+class Shelf:
+    """A model `tiny` of ada's with one stored file, `weights/model.bin`."""
+
+    client: AsyncClient
+    settings: Settings
+    database: Database
+    ada: ActorDocument
+    model: ModelDocument
+    version: VersionDocument
+    file: FileDocument
+
+    @property
+    def url(self) -> str:
+        return f"/files/{self.file.id}/model.bin"
+
+    @property
+    def links(self) -> DownloadLinks:
+        return DownloadLinks(secret_key(self.settings), "")
+
+    async def get(self, url: str | None = None, **headers: str) -> Response:
+        named = {name.replace("_", "-"): value for name, value in headers.items()}
+        return await self.client.get(url or self.url, headers=named)
+
+    async def add(self, path: str, size: int, digest: str) -> FileDocument:
+        file = FileDocument(
+            version_id=self.version.id,
+            model_id=self.model.id,
+            path=path,
+            size_bytes=size,
+            sha256=digest,
+        )
+        return await file.insert()
+
+    async def set(self, **values: Any) -> None:
+        await self.database.data["models"].update_one({"_id": self.model.id}, {"$set": values})
+
+    async def counted(self, least: int) -> int:
+        """Downloads counted, once there are so many: those before were written too."""
+        async with asyncio.timeout(30):
+            while True:
+                model = await self.database.data["models"].find_one({"_id": self.model.id})
+                assert model is not None
+                if model["stats"]["downloads_all"] >= least:
+                    return int(model["stats"]["downloads_all"])
+                await asyncio.sleep(0.05)
+
+
+@pytest.fixture
+async def shelf(server: Server, settings: Settings, database: Database, tmp_path: Path) -> Shelf:
+    ada = await insert_actor("ada")
+    model = await insert_model(ada, "tiny")
+    version = await insert_version(database, model, {})
+    shelf = Shelf(server.client, settings, database, ada, model, version, None)  # type: ignore[arg-type]  # set in the next line
+    shelf.file = await shelf.add("weights/model.bin", len(CONTENTS), DIGEST)
+    (tmp_path / "contents").write_bytes(CONTENTS)
+    async with open_storage(settings) as storage:
+        await storage.put_file(tmp_path / "contents", DIGEST)
+    return shelf
+
+
+async def bearer(user: ActorDocument, **values: Any) -> str:
+    secret = make_secret()
+    token = TokenDocument(
+        user_id=user.id,
+        name="test",
+        prefix="mh_",
+        secret_sha256=secret_hash(secret),
+        **{"scopes": [Permission.READ, Permission.DOWNLOAD], **values},
+    )
+    await token.insert()
+    return f"Bearer {token_text(token.id, secret)}"
+
+
+def is_hidden(response: Response) -> bool:
+    """The one answer for all that one may not know of."""
+    body = response.json()
+    body["errors"][0]["extensions"].pop("requestId")
+    assert body == {
+        "errors": [
+            {
+                "message": "There is no such file, or the link to it is no longer good.",
+                "extensions": {"code": "NOT_FOUND"},
+            }
+        ]
+    }
+    return response.status_code == 404
+
+
+async def test_the_whole_file(shelf: Shelf) -> None:
+    response = await shelf.get()
+    assert response.status_code == 200
+    assert response.content == CONTENTS
+    expected = {
+        "content-type": "application/octet-stream",
+        "content-length": "100000",
+        "content-disposition": "attachment; filename=\"model.bin\"; filename*=UTF-8''model.bin",
+        "etag": TAG,
+        "accept-ranges": "bytes",
+        "cache-control": "public, no-cache",
+        "vary": "authorization",
+        "x-content-type-options": "nosniff",
+        "content-security-policy": "sandbox; default-src 'none'",
+    }
+    assert {name: response.headers.get(name) for name in expected} == expected
+    assert "content-encoding" not in response.headers
+
+
+async def test_head_has_the_same_headers_and_no_body(shelf: Shelf) -> None:
+    got, head = (
+        await shelf.get(),
+        await shelf.client.head(shelf.url, headers={"range": "bytes=0-1"}),
+    )
+    assert (head.status_code, head.content) == (200, b"")
+    differing = {"x-request-id"}
+    assert {k: v for k, v in head.headers.items() if k not in differing} == {
+        k: v for k, v in got.headers.items() if k not in differing
+    }
+
+
+@pytest.mark.parametrize(
+    ("asked", "start", "end"),
+    [
+        ("bytes=0-0", 0, 1),
+        ("bytes=10-19", 10, 20),
+        ("bytes=99990-", 99_990, 100_000),
+        ("bytes=99990-200000", 99_990, 100_000),
+        ("bytes=-10", 99_990, 100_000),
+        ("bytes=-999999", 0, 100_000),
+        ("BYTES = 5 - 6 ", 5, 7),
+    ],
+)
+async def test_a_range(shelf: Shelf, asked: str, start: int, end: int) -> None:
+    response = await shelf.get(range=asked)
+    assert response.status_code == 206
+    assert response.headers["content-range"] == f"bytes {start}-{end - 1}/100000"
+    assert response.headers["content-length"] == str(end - start)
+    assert response.headers["etag"] == TAG
+    assert response.content == CONTENTS[start:end]
+
+
+@pytest.mark.parametrize("asked", ["bytes=100000-", "bytes=100000-100001", "bytes=-0"])
+async def test_a_range_beyond_the_end(shelf: Shelf, asked: str) -> None:
+    response = await shelf.get(range=asked)
+    assert (response.status_code, response.content) == (416, b"")
+    assert response.headers["content-range"] == "bytes */100000"
+    assert response.headers["content-length"] == "0"
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        "bytes=0-1,5-6",
+        "bytes=5-4",
+        "bytes=-",
+        "bytes=a-b",
+        "lines=0-1",
+        "bytes",
+        "bytes=1",
+        "",
+        "bytes=٣-٤",
+    ],
+)
+async def test_ranges_that_are_answered_with_the_whole(shelf: Shelf, asked: str) -> None:
+    response = await shelf.client.get(shelf.url, headers={b"range": asked.encode()})
+    assert (response.status_code, len(response.content)) == (200, 100_000)
+
+
+def test_ranges_of_absurd_numbers() -> None:
+    assert byte_range(f"bytes=0-{'9' * 19}", 10) == (0, 10)
+    assert byte_range(f"bytes=0-{'9' * 5000}", 10) is None
+    assert byte_range(f"bytes={'9' * 19}-", 10) == (10**19 - 1, 10)
+    assert byte_range("bytes=0-", 0) == (0, 0)
+
+
+@pytest.mark.parametrize(
+    ("tag", "status"),
+    [
+        (TAG, 304),
+        (f"W/{TAG}", 304),
+        (f'"other", {TAG}', 304),
+        ("*", 304),
+        ('"other"', 200),
+        (DIGEST, 200),
+        ("", 200),
+    ],
+)
+async def test_if_none_match(shelf: Shelf, tag: str, status: int) -> None:
+    response = await shelf.get(if_none_match=tag)
+    assert response.status_code == status
+    assert response.headers["etag"] == TAG
+    assert response.headers["cache-control"] == "public, no-cache"
+    assert response.content == (b"" if status == 304 else CONTENTS)
+
+
+@pytest.mark.parametrize(
+    ("condition", "status"),
+    [
+        (TAG, 206),
+        (f"W/{TAG}", 200),
+        ('"other"', 200),
+        ("Mon, 23 Nov 2026 00:00:00 GMT", 200),
+    ],
+)
+async def test_if_range(shelf: Shelf, condition: str, status: int) -> None:
+    response = await shelf.get(range="bytes=0-9", if_range=condition)
+    assert response.status_code == status
+
+
+async def test_an_empty_file(shelf: Shelf, tmp_path: Path) -> None:
+    empty = sha256().hexdigest()
+    (tmp_path / "empty").touch()
+    async with open_storage(shelf.settings) as storage:
+        await storage.put_file(tmp_path / "empty", empty)
+    file = await shelf.add("__init__.py", 0, empty)
+    url = f"/files/{file.id}/__init__.py"
+    whole = await shelf.get(url)
+    assert (whole.status_code, whole.content) == (200, b"")
+    assert whole.headers["content-length"] == "0"
+    assert (await shelf.get(url, range="bytes=0-")).status_code == 416
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        'quotes".bin',
+        "back\\slash",
+        "line\r\nset-cookie: a=b",
+        "模型 ünïcode.gguf",
+        "semi;colon=%41",
+        "\u202egpj.exe",
+    ],
+)
+async def test_any_name_is_safe_in_the_header(shelf: Shelf, name: str) -> None:
+    file = await shelf.add(f"deep/{name}", len(CONTENTS), DIGEST)
+    response = await shelf.get(f"/files/{file.id}/{quote(name, safe='')}")
+    assert response.status_code == 200
+    plain = re.sub(r"[^A-Za-z0-9._ -]", "_", name)
+    assert response.headers["content-disposition"] == (
+        f"attachment; filename=\"{plain}\"; filename*=UTF-8''{quote(name, safe='')}"
+    )
+    assert "set-cookie" not in response.headers
+
+
+def test_a_name_that_is_no_text() -> None:
+    assert disposition("a\udc80b").endswith("filename*=UTF-8''a%3Fb")
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "/files/0/model.bin",
+        "/files/zzzzzzzzzzzzzzzzzzzzzzzz/model.bin",
+        "/files/ＡAAAAAAAAAAAAAAAAAAAAAAA/model.bin",  # noqa: RUF001  # look-alike on purpose
+        f"/files/{'a' * 24}/model.bin",
+        f"/files/{'a' * 10_000}/model.bin",
+        "/files/%00/model.bin",
+    ],
+)
+async def test_ids_that_are_malformed_or_unknown(shelf: Shelf, url: str) -> None:
+    assert is_hidden(await shelf.get(url))
+
+
+async def test_the_name_in_the_address_is_the_files(shelf: Shelf) -> None:
+    assert is_hidden(await shelf.get(f"/files/{shelf.file.id}/other.exe"))
+    assert (await shelf.get(f"/files/{shelf.file.id}")).status_code == 404
+    assert (await shelf.get(f"/files/{shelf.file.id}/weights/model.bin")).status_code == 404
+
+
+async def test_other_methods(shelf: Shelf) -> None:
+    for method in ("POST", "PUT", "DELETE"):
+        response = await shelf.client.request(method, shelf.url)
+        assert response.status_code == 405
+        assert codes(response) == ["METHOD_NOT_ALLOWED"]
+
+
+async def test_who_may_download(shelf: Shelf) -> None:
+    owner = await bearer(shelf.ada)
+    unscoped = await bearer(shelf.ada, scopes=[Permission.READ])
+    stranger = await bearer(await insert_actor("eve"))
+    reader = await insert_actor("bob")
+    sees = await bearer(reader)
+    grants = [Grant(actor_id=reader.id, role=Role.VIEWER).model_dump(mode="python")]
+    grants[0]["role"] = Role.VIEWER.value
+    await shelf.set(grants=grants)
+    everyone = {
+        "nobody": None,
+        "owner": owner,
+        "unscoped": unscoped,
+        "stranger": stranger,
+        "reader": sees,
+    }
+    expected = {
+        Visibility.PUBLIC: (200, 200, 403, 200, 200),
+        Visibility.INTERNAL: (404, 200, 403, 200, 200),
+        Visibility.PRIVATE: (404, 200, 403, 404, 403),
+    }
+    for visibility, statuses in expected.items():
+        await shelf.set(visibility=visibility.value)
+        for (who, token), status in zip(everyone.items(), statuses, strict=True):
+            response = await shelf.get(**({"authorization": token} if token else {}))
+            assert (visibility, who, response.status_code) == (visibility, who, status)
+            if status == 404:
+                assert is_hidden(response)
+            elif status == 403:
+                assert codes(response) == ["FORBIDDEN"]
+            else:
+                public = visibility is Visibility.PUBLIC
+                assert response.headers["cache-control"] == (
+                    "public, no-cache" if public else "private, no-cache"
+                )
+
+
+@pytest.mark.parametrize("token", ["Bearer mh_x", "Basic YTpi", "Bearer", "\x7f"])
+async def test_a_token_that_is_malformed(shelf: Shelf, token: str) -> None:
+    response = await shelf.get(authorization=token)
+    assert (response.status_code, codes(response)) == (401, ["UNAUTHENTICATED"])
+
+
+async def test_a_token_that_has_expired_or_was_revoked(shelf: Shelf) -> None:
+    past = utc_now() - timedelta(seconds=1)
+    for values in ({"expires_at": past}, {"revoked_at": past}):
+        response = await shelf.get(authorization=await bearer(shelf.ada, **values))
+        assert (response.status_code, codes(response)) == (401, ["UNAUTHENTICATED"])
+
+
+async def test_a_signed_link_needs_no_token(shelf: Shelf) -> None:
+    await shelf.set(visibility=Visibility.PRIVATE.value, principals=[])
+    link = shelf.links.link(shelf.file.id, shelf.file.path, 60)
+    response = await shelf.get(link)
+    assert (response.status_code, response.content) == (200, CONTENTS)
+    assert response.headers["cache-control"] == "private, no-cache"
+
+
+async def test_a_link_that_is_not_good(shelf: Shelf) -> None:
+    await shelf.set(visibility=Visibility.PRIVATE.value)
+    good = shelf.links.link(shelf.file.id, shelf.file.path, 60)
+    other = await shelf.add("other.bin", len(CONTENTS), DIGEST)
+    for bad in (
+        shelf.links.link(shelf.file.id, shelf.file.path, -1000),
+        shelf.links.link(other.id, shelf.file.path, 60).replace(str(other.id), str(shelf.file.id)),
+        DownloadLinks(b"other", "").link(shelf.file.id, shelf.file.path, 60),
+        good[:-1] + ("0" if good[-1] != "0" else "1"),
+        re.sub(r"expires=\d+", "expires=99999999999", good),
+        re.sub(r"expires=\d+", "expires=", good),
+        re.sub(r"expires=\d+", "expires=٣", good),
+        re.sub(r"signature=\w+", "signature=é", good),
+        good.partition("&")[0],
+    ):
+        assert is_hidden(await shelf.get(bad))
+
+
+async def test_what_was_deleted_is_gone_for_all(shelf: Shelf) -> None:
+    link = shelf.links.link(shelf.file.id, shelf.file.path, 60)
+    owner = await bearer(shelf.ada)
+    versions = shelf.database.data["versions"]
+    mine = {"_id": shelf.version.id}
+    await versions.update_one(mine, {"$set": {"status": VersionStatus.DELETED.value}})
+    assert is_hidden(await shelf.get(link))
+    assert is_hidden(await shelf.get(authorization=owner))
+    await versions.update_one(mine, {"$set": {"status": VersionStatus.ARCHIVED.value}})
+    assert (await shelf.get(link)).status_code == 200
+    await shelf.set(state=ModelState.DELETED.value, principals=[])
+    assert is_hidden(await shelf.get(link))
+    assert is_hidden(await shelf.get(authorization=owner))
+    await versions.delete_one(mine)
+    assert is_hidden(await shelf.get(link))
+
+
+async def test_contents_that_are_not_stored(shelf: Shelf) -> None:
+    file = await shelf.add("absent.bin", 5, "0" * 64)
+    url = f"/files/{file.id}/absent.bin"
+    response = await shelf.get(url)
+    assert (response.status_code, codes(response)) == (404, ["NOT_STORED"])
+    assert (await shelf.client.head(url)).status_code == 404
+    await shelf.get()
+    assert await shelf.counted(1) == 1
+
+
+async def test_what_begins_at_the_first_byte_counts_as_a_download(shelf: Shelf) -> None:
+    await shelf.get(range="bytes=10-19")
+    await shelf.get(range="bytes=100000-")
+    await shelf.get(if_none_match=TAG)
+    await shelf.client.head(shelf.url)
+    await shelf.get()
+    await shelf.get(range="bytes=0-9")
+    await shelf.get(range="bytes=0-")
+    assert await shelf.counted(3) == 3
+
+
+class Slow:
+    """A store that gives one byte at a time, and notes how many."""
+
+    def __init__(self) -> None:
+        self.given = 0
+
+    async def open_range(self, digest: str, start: int, end: int) -> AsyncIterator[bytes]:
+        return self._bytes(end - start)
+
+    async def _bytes(self, count: int) -> AsyncIterator[bytes]:
+        for _ in range(count):
+            self.given += 1
+            yield b"x"
+            await asyncio.sleep(0)
+
+
+async def test_reading_ends_when_the_client_goes(shelf: Shelf) -> None:
+    storage, counter = Slow(), DownloadCounter(shelf.database)
+    app = Starlette(routes=download_routes(shelf.settings))
+    gone = asyncio.Event()
+    sent: list[Any] = []
+
+    async def receive() -> dict[str, str]:
+        await gone.wait()
+        return {"type": "http.disconnect"}
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+        if len(sent) == 10:
+            gone.set()
+
+    scope = {
+        "type": "http",
+        "asgi": {"spec_version": "2.3"},
+        "method": "GET",
+        "path": shelf.url,
+        "headers": [],
+        "query_string": b"",
+        "state": {
+            "database": shelf.database,
+            "storage": storage,
+            "downloads": counter,
+            "secret_key": b"k",
+        },
+    }
+    await asyncio.wait_for(app(scope, receive, send), 30)
+    assert 9 <= storage.given < 1000
