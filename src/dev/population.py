@@ -855,7 +855,7 @@ OWNER_WORD, MODEL_WORD, ARCHITECTURE_WORD = "THEOWNER", "THEMODEL", "THEARCHITEC
 
 @cache
 def _template(task: Task) -> tuple[str, str]:
-    """Markdown and HTML of a card, with words for what differs: rendering each would take hours."""
+    """Markdown and HTML of a card, with words for what differs: rendering is slower than making all the rest."""
     markdown = (
         f"\n# {MODEL_WORD}\n\n"
         f"A model for **{task.purpose}**.\n\n"
