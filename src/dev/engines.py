@@ -15,8 +15,8 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator, Iterator, Mapping
-from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -188,27 +188,17 @@ def _recorded(folder: Path) -> dict[int, str]:
 
 @asynccontextmanager
 async def run_child(
-    folder: Path,
-    name: str,
-    program: Path,
-    *arguments: str,
-    environment: Mapping[str, str] | None = None,
+    folder: Path, name: str, program: Path, *arguments: str, stdin: int = subprocess.DEVNULL
 ) -> AsyncIterator[Child]:
     """Run a program that ends with this block, and with this process."""
-    child = _start(folder, name, program, arguments, environment)
+    child = _start(folder, name, program, arguments, stdin)
     try:
         yield child
     finally:
-        await _end(child)
+        await end_child(child)
 
 
-def _start(
-    folder: Path,
-    name: str,
-    program: Path,
-    arguments: tuple[str, ...],
-    environment: Mapping[str, str] | None,
-) -> Child:
+def _start(folder: Path, name: str, program: Path, arguments: tuple[str, ...], stdin: int) -> Child:
     log, record = folder / f"{name}.log", folder / f"{name}.pid"
     with log.open("wb") as output:
         process = subprocess.Popen(
@@ -216,16 +206,19 @@ def _start(
                 *(sys.executable, "-I", "-S", launch.__file__),
                 *(str(record), str(os.getpid()), str(program), *arguments),
             ],
-            stdin=subprocess.DEVNULL,
+            stdin=stdin,
             stdout=output,
             stderr=subprocess.STDOUT,
-            env=environment,
             start_new_session=True,  # Ctrl-C reaches only us, and we end things in order
         )
     return Child(name, process, record, log)
 
 
-async def _end(child: Child) -> None:
+async def end_child(child: Child) -> None:
+    """Nothing happens where it has ended before."""
+    if child.process.stdin is not None:
+        with suppress(BrokenPipeError):
+            child.process.stdin.close()
     for number in (signal.SIGTERM, signal.SIGKILL):
         if child.process.poll() is None:
             child.process.send_signal(number)
