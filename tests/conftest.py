@@ -7,14 +7,15 @@ from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from uuid import uuid4
 
+import pymongo
 import pytest
-from tests.asking import Asker
 
 from modelharbor.cache.client import connect_cache
 from modelharbor.db.connection import Database, connect
 from modelharbor.db.migrations import migrate
 from modelharbor.dev.engines import Engines, run_engines
 from modelharbor.settings import Settings
+from tests.asking import Asker
 
 
 @pytest.fixture(scope="session")
@@ -75,9 +76,10 @@ async def database(settings: Settings) -> AsyncIterator[Database]:
     """Connected and migrated; emptied after the test, its indexes stay."""
     async with connect(settings) as database:
         yield database
-        for name in await database.data.list_collection_names():
-            if name != "migrations":
-                await database.data[name].delete_many({})
+        with pymongo.timeout(120):  # some tests leave much behind
+            for name in await database.data.list_collection_names():
+                if name != "migrations":
+                    await database.data[name].delete_many({})
 
 
 @pytest.fixture

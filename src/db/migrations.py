@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from datetime import timedelta
 
+import pymongo
 from bson import ObjectId
 from pymongo.errors import DuplicateKeyError
 
@@ -11,6 +12,7 @@ from .base import utc_now
 from .connection import Database
 from .documents import DOCUMENTS
 
+STEP_SECONDS = 3600  # an index over many rows takes longer than any request may
 LEASE = timedelta(seconds=60)  # a process that died while migrating holds the others up no longer
 
 
@@ -57,7 +59,8 @@ async def migrate(database: Database) -> list[str]:
         for number, name, step in MIGRATIONS:
             if number in done:
                 continue
-            await step(database)
+            with pymongo.timeout(STEP_SECONDS):
+                await step(database)
             await database.data["migrations"].insert_one(
                 {"_id": number, "name": name, "at": utc_now()}
             )

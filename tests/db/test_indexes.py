@@ -3,12 +3,7 @@
 The commands are those that the API and the resolvers really send; each is explained.
 """
 
-from collections.abc import Iterator
-from dataclasses import dataclass, field
-from typing import Any
-
 import pytest
-from pymongo.monitoring import CommandStartedEvent
 
 from modelharbor.auth.viewer import Viewer
 from modelharbor.db.actors import ActorKind, MembershipDocument, Role
@@ -16,9 +11,9 @@ from modelharbor.db.base import Row
 from modelharbor.db.connection import Database
 from modelharbor.db.documents import DOCUMENTS
 from modelharbor.db.models import AliasEntry, Visibility
-from modelharbor.observability.commands import CommandCount
 from tests.asking import Asker
 from tests.documents import insert_actor, insert_model, insert_version, viewer_of
+from tests.explaining import Captured, explained
 
 pytestmark = pytest.mark.anyio
 
@@ -34,15 +29,6 @@ ELSEWHERE = {
     ("memberships", "user"): "for who presents a token: tests/auth",
 }
 """Indexes that no query of the API reads by, each with what it is there for."""
-
-
-@dataclass
-class Captured(CommandCount):
-    commands: list[tuple[str, Row]] = field(default_factory=list)
-
-    def note(self, event: CommandStartedEvent) -> None:
-        super().note(event)
-        self.commands.append((event.command_name, dict(event.command)))
 
 
 SORTED = {"search", "search all", "blob", "filter contents"}
@@ -116,19 +102,6 @@ async def registry(database: Database) -> Viewer:
     return viewer_of(alice, {acme.id: Role.ADMIN})
 
 
-def stages(plan: Any) -> Iterator[Row]:
-    """Every stage of an explained plan, also those of `$lookup`."""
-    if isinstance(plan, dict):
-        if "stage" in plan or "indexesUsed" in plan:
-            yield plan
-        for key, value in plan.items():
-            if key != "rejectedPlans":
-                yield from stages(value)
-    elif isinstance(plan, list):
-        for value in plan:
-            yield from stages(value)
-
-
 async def test_canonical_queries_and_indexes_belong_together(
     ask: Asker, database: Database
 ) -> None:
@@ -140,17 +113,7 @@ async def test_canonical_queries_and_indexes_belong_together(
         assert answer.errors == [], title
         assert captured.commands, title
         for name, command in captured.commands:
-            plan = await database.data.command(
-                {
-                    "explain": {
-                        key: value
-                        for key, value in command.items()
-                        if key not in ("lsid", "$clusterTime", "$db", "txnNumber", "readConcern")
-                    },
-                    "verbosity": "executionStats",
-                }
-            )
-            found = list(stages(plan))
+            found = await explained(database, command)
             assert found, (title, name)
             for stage in found:
                 assert stage.get("stage") != "COLLSCAN", (title, command)
