@@ -1,7 +1,8 @@
 """Steps that bring a database to this version's shape: numbered, recorded, one process at a time."""
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from datetime import timedelta
 
 import pymongo
@@ -53,8 +54,7 @@ async def pending(database: Database) -> list[str]:
 
 async def migrate(database: Database) -> list[str]:
     """Apply what is pending; answers its names. Several processes may call it at once."""
-    owner = await _lock(database)
-    try:
+    async with _alone(database):
         done, did = set(await applied(database)), []
         for number, name, step in MIGRATIONS:
             if number in done:
@@ -66,21 +66,32 @@ async def migrate(database: Database) -> list[str]:
             )
             did.append(f"{number} {name}")
         return did
-    finally:
-        await database.data["migrations"].delete_one({"_id": "lock", "owner": owner})
 
 
-async def _lock(database: Database) -> object:
-    owner = ObjectId()
+@asynccontextmanager
+async def _alone(database: Database) -> AsyncIterator[None]:
+    """While this holds, no other process migrates. Waits for one that does."""
+    locks, owner = database.data["migrations"], ObjectId()
     while True:
-        now = utc_now()
         try:
-            await database.data["migrations"].find_one_and_update(
-                {"_id": "lock", "until": {"$lt": now}},
-                {"$set": {"owner": owner, "until": now + LEASE}},
+            await locks.find_one_and_update(
+                {"_id": "lock", "until": {"$lt": utc_now()}},
+                {"$set": {"owner": owner, "until": utc_now() + LEASE}},
                 upsert=True,
             )
+            break
         except DuplicateKeyError:
-            await asyncio.sleep(0.2)  # another process holds it
-        else:
-            return owner
+            await asyncio.sleep(0.2)
+
+    async def renew() -> None:
+        while True:
+            await asyncio.sleep(LEASE.total_seconds() / 3)
+            until = {"$set": {"until": utc_now() + LEASE}}
+            await locks.update_one({"_id": "lock", "owner": owner}, until)
+
+    renewing = asyncio.create_task(renew())
+    try:
+        yield
+    finally:
+        renewing.cancel()
+        await locks.delete_one({"_id": "lock", "owner": owner})
