@@ -39,7 +39,7 @@ MAX_FILES: Final = 100_000
 MAX_PATH: Final = 1024  # characters
 FILES_AT_ONCE: Final = 1000  # written in one transaction
 FILES_PER_STEP: Final = 200  # hashed between two looks at the event loop, when they are small
-PUTS_AT_ONCE: Final = 4
+PUTS_AT_ONCE: Final = 8
 
 
 class Phase(Enum):

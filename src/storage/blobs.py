@@ -3,8 +3,8 @@
 import asyncio
 import logging
 import os
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from hashlib import sha256
 from pathlib import Path
 from typing import BinaryIO, Final
@@ -20,6 +20,7 @@ from modelharbor.settings import Settings
 log = logging.getLogger(__name__)
 PART: Final = 4 * 1024 * 1024  # bytes read, hashed and written at a time
 PARTS_AT_ONCE: Final = 4  # that wait to be written: what one upload may hold in memory
+SMALL: Final = 64 * 1024  # bytes; hashed where they are, the event loop does not feel it
 READ_AT_ONCE: Final = 256 * 1024  # bytes that a download takes from the store at a time
 
 
@@ -44,22 +45,32 @@ class BlobStore:
         The bytes are hashed once more on their way, for a wrong blob would be shared by every
         later file with this hash. ContentChanged when they differ.
         """
-        with await asyncio.to_thread(path.open, "rb") as source:
-            key = _key(digest)
-            await obstore.put_async(
-                self._store,
-                key,
-                _verified(source, path, digest, report),
-                chunk_size=PART,
-                max_concurrency=PARTS_AT_ONCE,
-            )
+        key = _key(digest)
+        small = await asyncio.to_thread(_read_small, path)
+        if small is not None:
+            if sha256(small).hexdigest() != digest:
+                raise ContentChanged(path)
+            await obstore.put_async(self._store, key, small, use_multipart=False)
+            if report is not None:
+                report(len(small))
+        else:
+            with await asyncio.to_thread(path.open, "rb") as source:
+                await obstore.put_async(
+                    self._store,
+                    key,
+                    _verified(source, path, digest, report),
+                    chunk_size=PART,
+                    max_concurrency=PARTS_AT_ONCE,
+                )
         if isinstance(self._store, LocalStore) and self._store.prefix is not None:
             await asyncio.to_thread(_to_disk, self._store.prefix / key)
 
     async def exists(self, digest: str) -> bool:
+        """Unavailable when the store does not answer."""
         try:
-            await obstore.head_async(self._store, _key(digest))
-        except FileNotFoundError:
+            with _answering(digest):
+                await obstore.head_async(self._store, _key(digest))
+        except NotStored:
             return False
         return True
 
@@ -70,16 +81,11 @@ class BlobStore:
         the first byte.
         """
         key = _key(digest)
-        try:
+        with _answering(digest):
             if start == end:  # stores refuse an empty range
                 await obstore.head_async(self._store, key)
                 return _nothing()
             found = await obstore.get_async(self._store, key, options={"range": (start, end)})
-        except FileNotFoundError:
-            raise NotStored("The contents of this file are not stored here.") from None
-        except BaseError as error:
-            log.exception("storage.unreadable sha256=%s", digest)
-            raise Unavailable("The file storage does not answer; try again later.") from error
         if tuple(found.range) != (start, end):
             log.error(
                 "storage.damaged sha256=%s wanted=%s-%s has=%s", digest, start, end, found.range
@@ -117,9 +123,28 @@ async def open_storage(settings: Settings) -> AsyncIterator[BlobStore]:
         yield BlobStore(from_url(settings.storage_url))
 
 
+@contextmanager
+def _answering(digest: str) -> Iterator[None]:
+    """What the store raises, in our words."""
+    try:
+        yield
+    except FileNotFoundError:
+        raise NotStored("The contents of this file are not stored here.") from None
+    except (BaseError, OSError) as error:
+        log.exception("storage.unreadable sha256=%s", digest)
+        raise Unavailable("The file storage does not answer; try again later.") from error
+
+
 def _key(digest: str) -> str:
     # Two levels of folders: file systems slow down with millions of names in one.
     return f"sha256/{digest[:2]}/{digest[2:4]}/{digest}"
+
+
+def _read_small(path: Path) -> bytes | None:
+    """The contents of a file that is small enough to be put in one go, as thousands in a folder are."""
+    with path.open("rb") as source:
+        contents = source.read(SMALL + 1)
+    return contents if len(contents) <= SMALL else None
 
 
 async def _verified(

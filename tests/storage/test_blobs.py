@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from modelharbor.errors import NotStored
+from modelharbor.errors import NotStored, Unavailable
 from modelharbor.settings import Settings
-from modelharbor.storage.blobs import PART, BlobStore, ContentChanged, open_storage
+from modelharbor.storage.blobs import PART, SMALL, BlobStore, ContentChanged, open_storage
 
 pytestmark = pytest.mark.anyio
 
@@ -115,6 +115,31 @@ async def test_damaged_contents_are_not_served_as_whole(
     (data_path / "blobs" / stored(data_path)[0]).write_bytes(b"01234")
     with pytest.raises(NotStored, match="not whole"):
         await storage.open_range(digest, 0, 10)
+
+
+async def test_a_store_that_fails_is_unavailable(storage: BlobStore, data_path: Path) -> None:
+    (data_path / "blobs/sha256").write_text("a file stands where the folder was")
+    for end in (0, 10):
+        with pytest.raises(Unavailable):
+            await storage.open_range("0" * 64, 0, end)
+    with pytest.raises(Unavailable):
+        await storage.exists("0" * 64)
+
+
+@pytest.mark.parametrize("size", [10, SMALL, SMALL + 1])
+async def test_sizes_around_what_is_put_in_one_go(
+    storage: BlobStore, data_path: Path, tmp_path: Path, size: int
+) -> None:
+    path, digest = made(tmp_path / "weights", b"x" * size)
+    reported: list[int] = []
+    await storage.put_file(path, digest, reported.append)
+    assert reported == [size]
+    assert await read(storage, digest, 0, size) == b"x" * size
+    path.write_bytes(b"y" * size)
+    other = sha256(b"z" * size).hexdigest()
+    with pytest.raises(ContentChanged):
+        await storage.put_file(path, other)
+    assert len(stored(data_path)) == 1
 
 
 async def test_deleting_twice_is_as_good_as_once(
