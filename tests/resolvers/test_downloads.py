@@ -152,3 +152,11 @@ async def test_the_stored_score_is_the_same(database: Database) -> None:
         assert found["trending_score"] == pytest.approx(
             trending_score(downloads + 1, likes, created), abs=1e-12
         )
+
+
+async def test_days_that_leave_are_found_by_their_index(database: Database) -> None:
+    cursor = database.data["downloads"].find(
+        {"in_window": True, "day": {"$lte": START}}, {"_id": 1}
+    )
+    plan = (await cursor.explain())["queryPlanner"]["winningPlan"]
+    assert plan["inputStage"]["inputStage"]["indexName"] == "leaving"
