@@ -245,18 +245,22 @@ async def test_equal_contents_are_counted_once_over_all_versions(
 ) -> None:
     model = await insert_model(company.acme, "bert")
     ids = []
-    for files in ({"a": 10, "b": 20}, {"a": 10, "b": 30}, {"x": 10}):
+    for files in ({"a": 10, "b": 20, "c": 20}, {"a": 10, "b": 30}, {"x": 10, "y": 20}):
         draft = await create_version(database, company.admin, settings, model_id=model.id)
         await add_files(draft, files)
         await publish_version(database, company.admin, version_id=draft["_id"])
         ids.append(draft["_id"])
-    assert counters(await model_row(database, model.id)) == (3, 5, 80, 60)
-    await delete_version(database, company.admin, version_id=ids[0])
-    assert counters(await model_row(database, model.id)) == (2, 3, 50, 40)
-    await archive_version(database, company.admin, version_id=ids[2])
-    assert counters(await model_row(database, model.id)) == (2, 3, 50, 40)
+    assert counters(await model_row(database, model.id)) == (3, 7, 120, 60)
+    draft = await create_version(database, company.admin, settings, model_id=model.id)
+    await add_files(draft, {"b": 30})  # what only a draft has too is still the version's own
     await delete_version(database, company.admin, version_id=ids[1])
-    assert counters(await model_row(database, model.id)) == (1, 1, 10, 10)
+    assert counters(await model_row(database, model.id)) == (3, 5, 80, 30)
+    await delete_version(database, company.admin, version_id=draft["_id"])
+    assert counters(await model_row(database, model.id)) == (2, 5, 80, 30)
+    await archive_version(database, company.admin, version_id=ids[2])
+    assert counters(await model_row(database, model.id)) == (2, 5, 80, 30)
+    await delete_version(database, company.admin, version_id=ids[0])
+    assert counters(await model_row(database, model.id)) == (1, 2, 30, 30)
     await delete_version(database, company.admin, version_id=ids[2])
     assert counters(await model_row(database, model.id)) == (0, 0, 0, 0)
 
