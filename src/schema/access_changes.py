@@ -15,6 +15,7 @@ from .nodes import object_id, parse_global_id
 from .payloads import (
     ApiTokenPayload,
     DeletePayload,
+    Given,
     GrantRolePayload,
     deleted,
     done,
@@ -56,7 +57,7 @@ class AccessMutation:
         directives=CHANGE,
     )
     @refusable
-    async def grant_role(self, info: Info, input: GrantRoleInput) -> GrantRolePayload:
+    async def grant_role(self, info: Info, input: Given[GrantRoleInput]) -> GrantRolePayload:
         subject = parse_global_id(input.subject_id)
         actor = parse_global_id(input.actor_id)
         if subject is None or subject.typename not in ("Model", "Organization"):
@@ -79,7 +80,9 @@ class AccessMutation:
 
     @strawberry.mutation(description="Make a token of your own.", directives=CHANGE)
     @refusable
-    async def create_api_token(self, info: Info, input: CreateApiTokenInput) -> ApiTokenPayload:
+    async def create_api_token(
+        self, info: Info, input: Given[CreateApiTokenInput]
+    ) -> ApiTokenPayload:
         context = info.context
         row, text = await tokens.create_api_token(
             context.database, context.person, context.settings, **values_of(input)
@@ -88,7 +91,9 @@ class AccessMutation:
 
     @strawberry.mutation(description="Revoke a token: it ends at once.", directives=CHANGE)
     @refusable
-    async def revoke_api_token(self, info: Info, input: RevokeApiTokenInput) -> DeletePayload:
+    async def revoke_api_token(
+        self, info: Info, input: Given[RevokeApiTokenInput]
+    ) -> DeletePayload:
         found = await tokens.revoke_api_token(
             info.context.database,
             info.context.person,

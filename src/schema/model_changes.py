@@ -10,7 +10,7 @@ from modelharbor.resolvers import likes, models
 
 from .directives import Cost
 from .nodes import object_id
-from .payloads import DeletePayload, ModelPayload, deleted, done, refusable, values_of
+from .payloads import DeletePayload, Given, ModelPayload, deleted, done, refusable, values_of
 from .scalars import JSON
 
 IDEMPOTENCY: Final = (
@@ -115,7 +115,7 @@ class UnlikeModelInput:
 class ModelMutation:
     @strawberry.mutation(description="Make a model.", directives=CHANGE)
     @refusable
-    async def create_model(self, info: Info, input: CreateModelInput) -> ModelPayload:
+    async def create_model(self, info: Info, input: Given[CreateModelInput]) -> ModelPayload:
         context = info.context
         row = await models.create_model(
             context.database, context.person, context.settings, **values_of(input)
@@ -124,7 +124,7 @@ class ModelMutation:
 
     @strawberry.mutation(description="Change a model.", directives=CHANGE)
     @refusable
-    async def update_model(self, info: Info, input: UpdateModelInput) -> ModelPayload:
+    async def update_model(self, info: Info, input: Given[UpdateModelInput]) -> ModelPayload:
         context = info.context
         row = await models.update_model(
             context.database,
@@ -139,7 +139,7 @@ class ModelMutation:
         description="Keep a model, but show it in lists only when asked for.", directives=CHANGE
     )
     @refusable
-    async def archive_model(self, info: Info, input: ArchiveModelInput) -> ModelPayload:
+    async def archive_model(self, info: Info, input: Given[ArchiveModelInput]) -> ModelPayload:
         row = await models.archive_model(
             info.context.database,
             info.context.person,
@@ -150,7 +150,7 @@ class ModelMutation:
 
     @strawberry.mutation(description="Bring an archived or deleted model back.", directives=CHANGE)
     @refusable
-    async def restore_model(self, info: Info, input: RestoreModelInput) -> ModelPayload:
+    async def restore_model(self, info: Info, input: Given[RestoreModelInput]) -> ModelPayload:
         row = await models.restore_model(
             info.context.database,
             info.context.person,
@@ -164,7 +164,7 @@ class ModelMutation:
         directives=CHANGE,
     )
     @refusable
-    async def delete_model(self, info: Info, input: DeleteModelInput) -> DeletePayload:
+    async def delete_model(self, info: Info, input: Given[DeleteModelInput]) -> DeletePayload:
         found = await models.delete_model(
             info.context.database,
             info.context.person,
@@ -177,7 +177,7 @@ class ModelMutation:
         description="Like a model; liking it again changes nothing.", directives=CHANGE
     )
     @refusable
-    async def like_model(self, info: Info, input: LikeModelInput) -> ModelPayload:
+    async def like_model(self, info: Info, input: Given[LikeModelInput]) -> ModelPayload:
         row = await likes.like_model(
             info.context.database,
             info.context.person,
@@ -189,7 +189,7 @@ class ModelMutation:
         description="Like a model no more; unliking it again changes nothing.", directives=CHANGE
     )
     @refusable
-    async def unlike_model(self, info: Info, input: UnlikeModelInput) -> ModelPayload:
+    async def unlike_model(self, info: Info, input: Given[UnlikeModelInput]) -> ModelPayload:
         row = await likes.unlike_model(
             info.context.database,
             info.context.person,

@@ -2,7 +2,7 @@
 
 from collections.abc import Awaitable, Callable
 from functools import wraps
-from typing import Any, TypeVar, cast
+from typing import Annotated, Any, TypeAlias, TypeVar, cast
 
 import strawberry
 from bson import ObjectId
@@ -17,6 +17,8 @@ from .nodes import global_id
 from .versions import Alias, ModelVersion
 
 P = TypeVar("P")
+T = TypeVar("T")
+Given: TypeAlias = Annotated[T, strawberry.argument(description="What is to be done, and to what.")]
 
 
 @strawberry.type(description="Something that the user can mend. Nothing was changed.")

@@ -7,7 +7,15 @@ from modelharbor.resolvers import aliases, versions
 
 from .model_changes import CHANGE, COMMENT, IDEMPOTENCY, REVISION
 from .nodes import object_id
-from .payloads import AliasPayload, DeletePayload, ModelVersionPayload, done, refusable, values_of
+from .payloads import (
+    AliasPayload,
+    DeletePayload,
+    Given,
+    ModelVersionPayload,
+    done,
+    refusable,
+    values_of,
+)
 from .payloads import deleted as deleted_payload
 from .scalars import JSON
 from .versions import alias_id
@@ -88,7 +96,7 @@ class VersionMutation:
     @strawberry.mutation(description="Make a version of a model.", directives=CHANGE)
     @refusable
     async def create_model_version(
-        self, info: Info, input: CreateModelVersionInput
+        self, info: Info, input: Given[CreateModelVersionInput]
     ) -> ModelVersionPayload:
         row = await versions.create_version(
             info.context.database,
@@ -102,7 +110,7 @@ class VersionMutation:
     @strawberry.mutation(description="Change a version; its files stay.", directives=CHANGE)
     @refusable
     async def update_model_version(
-        self, info: Info, input: UpdateModelVersionInput
+        self, info: Info, input: Given[UpdateModelVersionInput]
     ) -> ModelVersionPayload:
         row = await versions.update_version(
             info.context.database,
@@ -117,7 +125,7 @@ class VersionMutation:
     )
     @refusable
     async def publish_model_version(
-        self, info: Info, input: PublishModelVersionInput
+        self, info: Info, input: Given[PublishModelVersionInput]
     ) -> ModelVersionPayload:
         row = await versions.publish_version(
             info.context.database,
@@ -132,7 +140,7 @@ class VersionMutation:
     )
     @refusable
     async def archive_model_version(
-        self, info: Info, input: ArchiveModelVersionInput
+        self, info: Info, input: Given[ArchiveModelVersionInput]
     ) -> ModelVersionPayload:
         row = await versions.archive_version(
             info.context.database,
@@ -147,7 +155,7 @@ class VersionMutation:
     )
     @refusable
     async def delete_model_version(
-        self, info: Info, input: DeleteModelVersionInput
+        self, info: Info, input: Given[DeleteModelVersionInput]
     ) -> DeletePayload:
         found = await versions.delete_version(
             info.context.database,
@@ -159,7 +167,7 @@ class VersionMutation:
 
     @strawberry.mutation(description="Point an alias at a version.", directives=CHANGE)
     @refusable
-    async def set_model_alias(self, info: Info, input: SetModelAliasInput) -> AliasPayload:
+    async def set_model_alias(self, info: Info, input: Given[SetModelAliasInput]) -> AliasPayload:
         expected = input.expected_version_id
         row = await aliases.set_alias(
             info.context.database,
@@ -177,7 +185,9 @@ class VersionMutation:
 
     @strawberry.mutation(description="Delete an alias; the version stays.", directives=CHANGE)
     @refusable
-    async def delete_model_alias(self, info: Info, input: DeleteModelAliasInput) -> DeletePayload:
+    async def delete_model_alias(
+        self, info: Info, input: Given[DeleteModelAliasInput]
+    ) -> DeletePayload:
         model_id = object_id(input.model_id, "Model", "modelId")
         await aliases.delete_alias(
             info.context.database, info.context.person, model_id=model_id, name=input.name
