@@ -32,8 +32,8 @@ describe(
         "VIEWER": "See what is not public.",
         "DOWNLOADER": "Download files too.",
         "CONTRIBUTOR": "Make and change models and versions too.",
-        "MAINTAINER": "Publish versions, archive, and set aliases too.",
-        "ADMIN": "Delete, change visibility and give roles too.",
+        "MAINTAINER": "Publish, archive and delete versions, and set aliases too.",
+        "ADMIN": "Archive, restore and delete models, change visibility and give roles too.",
     },
 )
 describe(
@@ -42,10 +42,10 @@ describe(
     {
         "READ": "See what is not public.",
         "DOWNLOAD": "Download files.",
-        "WRITE": "Make and change models and versions.",
-        "PUBLISH": "Publish and archive versions, archive and restore models.",
+        "WRITE": "Make and change models and versions; delete versions that are not published.",
+        "PUBLISH": "Publish, archive and delete versions.",
         "PROMOTE": "Set and delete aliases.",
-        "ADMINISTER": "Delete, change visibility, give roles, make tokens.",
+        "ADMINISTER": "Archive, restore and delete models, change visibility, give roles.",
         "OPERATE": "Operate the whole site.",
     },
 )

@@ -1,0 +1,249 @@
+"""Every root field, for everyone: what each role may do, cell by cell.
+
+The models are private and belong to an organization; the viewer has one role in it, or none.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+from bson import ObjectId
+
+from modelharbor.auth.permissions import PERMISSIONS
+from modelharbor.auth.viewer import ANONYMOUS, Viewer
+from modelharbor.db.actors import ActorDocument, ActorKind, MembershipDocument, Role
+from modelharbor.db.connection import Database
+from modelharbor.db.files import FileDocument
+from modelharbor.db.models import AliasEntry, ModelDocument, ModelState, Visibility
+from modelharbor.db.tokens import Permission
+from modelharbor.db.versions import VersionDocument, VersionStatus
+from modelharbor.schema import core
+from modelharbor.schema.nodes import global_id
+from tests.asking import Asker
+from tests.documents import insert_actor, insert_model, insert_version, viewer_of
+
+pytestmark = pytest.mark.anyio
+
+P = Permission
+
+
+@dataclass
+class World:
+    owner: ActorDocument
+    model: ModelDocument
+    archived: ModelDocument
+    ready: VersionDocument
+    draft: VersionDocument
+    guest: ActorDocument
+
+    @property
+    def model_id(self) -> str:
+        return global_id("Model", self.model.id)
+
+    @property
+    def ready_id(self) -> str:
+        return global_id("ModelVersion", self.ready.id)
+
+    @property
+    def draft_id(self) -> str:
+        return global_id("ModelVersion", self.draft.id)
+
+
+Inputs = Callable[[World], dict[str, Any]]
+MUTATIONS: dict[str, tuple[Permission, Inputs]] = {
+    "createModel": (P.WRITE, lambda w: {"owner": "acme", "name": "fresh"}),
+    "updateModel": (P.WRITE, lambda w: {"id": w.model_id, "summary": "x"}),
+    "archiveModel": (P.ADMINISTER, lambda w: {"id": w.model_id}),
+    "restoreModel": (P.ADMINISTER, lambda w: {"id": global_id("Model", w.archived.id)}),
+    "deleteModel": (P.ADMINISTER, lambda w: {"id": w.model_id}),
+    "likeModel": (P.READ, lambda w: {"id": w.model_id}),
+    "unlikeModel": (P.READ, lambda w: {"id": w.model_id}),
+    "createModelVersion": (P.WRITE, lambda w: {"modelId": w.model_id}),
+    "updateModelVersion": (P.WRITE, lambda w: {"id": w.draft_id, "label": "x"}),
+    "publishModelVersion": (P.PUBLISH, lambda w: {"id": w.draft_id}),
+    "archiveModelVersion": (P.PUBLISH, lambda w: {"id": w.ready_id}),
+    "deleteModelVersion": (P.WRITE, lambda w: {"id": w.draft_id}),
+    "setModelAlias": (
+        P.PROMOTE,
+        lambda w: {"modelId": w.model_id, "name": "new", "versionId": w.ready_id},
+    ),
+    "deleteModelAlias": (P.PROMOTE, lambda w: {"modelId": w.model_id, "name": "old"}),
+    "grantRole": (
+        P.ADMINISTER,
+        lambda w: {
+            "subjectId": w.model_id,
+            "actorId": global_id("User", w.guest.id),
+            "role": "VIEWER",
+        },
+    ),
+}
+OWN = {"createApiToken", "revokeApiToken"}
+"""Of one's own, whatever the role: tested in tests/resolvers and below for nobody."""
+
+QUERIES: dict[str, tuple[Callable[[World], str], Callable[[World], Any]]] = {
+    "node": (lambda w: f'node(id: "{w.model_id}") {{ id }}', lambda w: {"id": w.model_id}),
+    "nodes": (lambda w: f'nodes(ids: ["{w.ready_id}"]) {{ id }}', lambda w: [{"id": w.ready_id}]),
+    "model": (lambda w: 'model(owner: "acme", name: "m") { id }', lambda w: {"id": w.model_id}),
+    "models": (
+        lambda w: "models { totalCount nodes { id } }",
+        lambda w: {"totalCount": 1, "nodes": [{"id": w.model_id}]},
+    ),
+    "resolve": (lambda w: 'resolve(ref: "acme/m@old") { id }', lambda w: {"id": w.ready_id}),
+    "search": (
+        lambda w: 'search(query: "whale") { totalCount nodes { ... on Model { id } } }',
+        lambda w: {"totalCount": 1, "nodes": [{"id": w.model_id}]},
+    ),
+    "suggest": (lambda w: 'suggest(prefix: "acme/m")', lambda w: ["acme/m"]),
+    "blob": (
+        lambda w: f'blob(sha256: "{7:064x}") {{ totalCount nodes {{ path }} }}',
+        lambda w: {"totalCount": 2, "nodes": [{"path": "a"}, {"path": "a"}]},
+    ),
+}
+HIDDEN: dict[str, Any] = {
+    "node": None,
+    "nodes": [None],
+    "model": None,
+    "models": {"totalCount": 0, "nodes": []},
+    "resolve": None,
+    "search": {"totalCount": 0, "nodes": []},
+    "suggest": [],
+    "blob": {"totalCount": 0, "nodes": []},
+}
+OPEN = {"viewer", "health"}
+"""Of oneself, and of the server."""
+
+
+async def world(database: Database) -> World:
+    owner = await insert_actor("acme", ActorKind.ORGANIZATION)
+    admin = await insert_actor("admin")
+    await MembershipDocument(organization_id=owner.id, user_id=admin.id, role=Role.ADMIN).insert()
+    guest = await insert_actor("guest")
+    model = await insert_model(owner, "m", visibility=Visibility.PRIVATE, summary="whale")
+    ready = await insert_version(database, model, {"a": 7})
+    draft = await insert_version(database, model, {"a": 7}, status=VersionStatus.DRAFT)
+    await database.data["models"].update_one(
+        {"_id": model.id},
+        {
+            "$set": {
+                "latest_version_id": ready.id,
+                "aliases": [AliasEntry(name="old", version_id=ready.id).model_dump()],
+            }
+        },
+    )
+    archived = await insert_model(
+        owner, "archived", visibility=Visibility.PRIVATE, state=ModelState.ARCHIVED
+    )
+    assert await FileDocument.count() == 2
+    return World(owner, model, archived, ready, draft, guest)
+
+
+async def viewer_with(role: Role | None, made: World) -> Viewer:
+    someone = await insert_actor("someone")
+    if role is None:
+        return viewer_of(someone)
+    await MembershipDocument(organization_id=made.owner.id, user_id=someone.id, role=role).insert()
+    return viewer_of(someone, {made.owner.id: role})
+
+
+async def everything(database: Database) -> dict[str, list[Any]]:
+    """All that a refused mutation might have changed."""
+    return {
+        name: await database.data[name].find().sort("_id", 1).to_list()
+        for name in ("models", "versions", "likes", "events", "memberships", "tokens", "cards")
+    }
+
+
+def test_the_table_names_every_root_field() -> None:
+    assert core.mutation_type is not None
+    assert core.query_type is not None
+    assert set(core.mutation_type.fields) == MUTATIONS.keys() | OWN
+    assert set(core.query_type.fields) == QUERIES.keys() | OPEN
+    assert QUERIES.keys() == HIDDEN.keys()
+
+
+async def mutate(ask: Asker, viewer: Viewer, name: str, given: dict[str, Any]) -> Any:
+    kind = f"{name[0].upper()}{name[1:]}Input"
+    return await ask(
+        f"mutation($i: {kind}!) {{ {name}(input: $i) {{ userErrors {{ code message }} }} }}",
+        viewer,
+        i=given,
+    )
+
+
+@pytest.mark.parametrize("role", [*Role, None])
+async def test_each_mutation_for_each_role(
+    ask: Asker, database: Database, role: Role | None
+) -> None:
+    for name, (needed, inputs) in MUTATIONS.items():
+        made = await world(database)
+        viewer = await viewer_with(role, made)
+        before = await everything(database)
+        answer = await mutate(ask, viewer, name, inputs(made))
+        assert answer.errors == [], name
+        codes = [error["code"] for error in answer.data[name]["userErrors"]]
+        if role is not None and needed in PERMISSIONS[role]:
+            assert codes == [], (name, role)
+            if name != "unlikeModel":
+                assert await everything(database) != before, (name, role)
+        else:
+            hidden = role is None and name != "createModel"
+            assert codes == ["NOT_FOUND" if hidden else "FORBIDDEN"], (name, role)
+            assert await everything(database) == before, (name, role)
+        for collection in await database.data.list_collection_names():
+            if collection != "migrations":
+                await database.data[collection].delete_many({})
+
+
+async def test_each_mutation_for_nobody(ask: Asker, database: Database) -> None:
+    made = await world(database)
+    before = await everything(database)
+    own = {
+        "createApiToken": {"name": "x", "scopes": ["READ"]},
+        "revokeApiToken": {"id": global_id("ApiToken", ObjectId())},
+    }
+    for name in MUTATIONS.keys() | OWN:
+        given = own[name] if name in OWN else MUTATIONS[name][1](made)
+        answer = await mutate(ask, ANONYMOUS, name, given)
+        assert [code for _, code in answer.errors] == ["UNAUTHENTICATED"], name
+        assert answer.commands == []
+    assert await everything(database) == before
+
+
+@pytest.mark.parametrize("permission", [p for p in Permission if p is not P.OPERATE])
+async def test_a_token_without_the_scope_may_not(
+    ask: Asker, database: Database, permission: Permission
+) -> None:
+    """An administrator's token that lacks one scope: FORBIDDEN (or not there, without READ)."""
+    made = await world(database)
+    viewer = await viewer_with(Role.ADMIN, made)
+    viewer = Viewer(user=viewer.user, roles=viewer.roles, scopes=viewer.scopes - {permission})
+    before = await everything(database)
+    for name, (needed, inputs) in MUTATIONS.items():
+        if needed is not permission:
+            continue
+        answer = await mutate(ask, viewer, name, inputs(made))
+        assert answer.errors == []
+        [error] = answer.data[name]["userErrors"]
+        if permission is P.READ:
+            assert error["code"] == "NOT_FOUND"
+        else:
+            assert error["code"] == "FORBIDDEN"
+            assert permission.value in error["message"]
+    assert await everything(database) == before
+
+
+@pytest.mark.parametrize("role", [*Role, None])
+async def test_each_query_for_each_role(ask: Asker, database: Database, role: Role | None) -> None:
+    made = await world(database)
+    member = await viewer_with(role, made)
+    viewers = [member] if role is not None else [member, ANONYMOUS]
+    for viewer in viewers:
+        for name, (document, visible) in QUERIES.items():
+            answer = await ask("{ " + document(made) + " }", viewer)
+            assert answer.errors == [], name
+            expected = visible(made) if role is not None else HIDDEN[name]
+            assert answer.data == {name: expected}, (name, role)
+        own = await ask("{ viewer { login } health { status } }", viewer)
+        login = {"login": "someone"} if viewer.user else None
+        assert own.data == {"viewer": login, "health": {"status": "ok"}}
