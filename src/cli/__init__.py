@@ -2,7 +2,7 @@
 
 import typer
 
-from . import database, imports, server
+from . import database, doctor, imports, organizations, schema, server, tokens, users
 from .running import Commands
 
 app = typer.Typer(
@@ -15,6 +15,12 @@ app.command("serve")(server.serve)
 app.command("migrate")(database.migrate)
 app.command("seed")(database.seed)
 app.command("import")(imports.import_)
+app.add_typer(users.commands, name="user")
+app.add_typer(organizations.organization_commands, name="org")
+app.add_typer(organizations.member_commands, name="member")
+app.add_typer(tokens.commands, name="token")
+app.add_typer(schema.commands, name="schema")
+app.command("doctor")(doctor.doctor)
 
 
 def main() -> None:

@@ -3,19 +3,19 @@
 import asyncio
 import sys
 from collections.abc import Awaitable, Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AsyncExitStack, contextmanager
 from datetime import datetime
-from typing import Any, NoReturn, TypeVar
+from typing import Annotated, Any, NoReturn, TypeVar
 
 import orjson
 import typer
-from bson import ObjectId
 from obstore.exceptions import BaseError as StorageError
 from pydantic import ValidationError
 from pydantic_settings import SettingsError
-from pymongo.errors import ConnectionFailure, PyMongoError
+from pymongo.errors import ConfigurationError, ConnectionFailure, PyMongoError
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 from typer.core import TyperGroup
 from typer.exceptions import TyperException
 
@@ -27,6 +27,9 @@ from modelharbor.settings import Settings
 
 T = TypeVar("T")
 USAGE_CODE = 2
+PIPE_WIDTH = 10_000  # columns
+AsJson = Annotated[bool, typer.Option("--json", help="JSON, for programs.")]
+Limit = Annotated[int, typer.Option(min=1, help="Most rows.")]
 
 
 class Failure(Exception):
@@ -69,11 +72,6 @@ def failures_told() -> Iterator[None]:
         end("stopped; nothing was done.")
     except (Failure, HarborError, Refused) as error:
         end(str(error))
-    except ValidationError as error:  # of the settings: whatever else is validated is Refused
-        first = error.errors()[0]
-        end(f"MODELHARBOR_{'_'.join(map(str, first['loc'])).upper()}: {first['msg']}")
-    except SettingsError as error:
-        end(f'{error}: lists are written in JSON, such as ["a", "b"].')
     except ConnectionFailure as error:
         end(
             f"MongoDB does not answer ({_first(error)}): start it, or say where it is with MODELHARBOR_MONGO_URL."
@@ -83,7 +81,7 @@ def failures_told() -> Iterator[None]:
     except StorageError as error:
         end(f"The file storage does not do its part: {error}")
     except OSError as error:
-        end(str(error))
+        end(f"{error.filename}: {error.strerror}" if error.filename else str(error))
 
 
 def _first(error: PyMongoError) -> str:
@@ -99,7 +97,14 @@ def end(message: str, code: int = 1) -> NoReturn:
 
 
 def read_settings() -> Settings:
-    return Settings()
+    try:
+        return Settings()
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = str(first["loc"][0]).upper()
+        raise Failure(f"MODELHARBOR_{name}: {first['msg']}") from None  # never the value
+    except SettingsError as error:
+        raise Failure(f'{error}: lists are written in JSON, such as ["a", "b"]') from None
 
 
 def on_database(
@@ -111,7 +116,11 @@ def on_database(
     """Do the work on a connection of its own; by default only where no migration is pending."""
 
     async def connected() -> T:
-        async with connect(settings or read_settings()) as database:
+        async with AsyncExitStack() as stack:
+            try:
+                database = await stack.enter_async_context(connect(settings or read_settings()))
+            except (ConfigurationError, ValueError) as error:
+                raise Failure(f"MODELHARBOR_MONGO_URL: {error}") from None
             if migrated and await pending(database):
                 # Without its unique indexes a database takes what it must refuse.
                 raise Failure("The database is not up to date: run `modelharbor migrate` first.")
@@ -139,18 +148,17 @@ def show(rows: Sequence[Row], columns: dict[str, str], *, as_json: bool) -> None
     for heading in columns.values():
         table.add_column(heading, overflow="fold")
     for row in rows:
-        table.add_row(*(_cell(row.get(key)) for key in columns))
-    Console().print(table, markup=False, highlight=False)
+        table.add_row(*(Text(_cell(row.get(key))) for key in columns))
+    print_table(table)
+
+
+def print_table(table: Table) -> None:
+    """As wide as the terminal; into a pipe, with each row on one line."""
+    Console(width=None if sys.stdout.isatty() else PIPE_WIDTH).print(table)
 
 
 def show_json(value: object) -> None:
-    typer.echo(orjson.dumps(value, default=_plain, option=orjson.OPT_INDENT_2).decode())
-
-
-def _plain(value: object) -> str:
-    if isinstance(value, ObjectId):
-        return str(value)
-    raise TypeError(type(value).__name__)
+    typer.echo(orjson.dumps(value, option=orjson.OPT_INDENT_2).decode())
 
 
 def _cell(value: object) -> str:
