@@ -7,9 +7,10 @@ from typing import TypeVar
 
 from beanie.odm.utils.init import Initializer
 from bson.codec_options import CodecOptions
-from pymongo import AsyncMongoClient, WriteConcern
+from pymongo import AsyncMongoClient, WriteConcern, timeout
 from pymongo.asynchronous.client_session import AsyncClientSession
 from pymongo.asynchronous.database import AsyncDatabase
+from pymongo.errors import ConnectionFailure, ExecutionTimeout
 from pymongo.read_concern import ReadConcern
 
 from modelharbor.observability.commands import CommandCounter
@@ -29,13 +30,25 @@ class Database:
     data: AsyncDatabase[Row]
     query_timeout_ms: int
 
-    async def transaction(self, work: Callable[[AsyncClientSession], Awaitable[T]]) -> T:
-        """Run `work` in one transaction; again from its start when MongoDB asks for it."""
-        async with self.client.start_session() as session:
-            # A transaction takes neither concern from the database object, only from here.
-            return await session.with_transaction(
-                work, ReadConcern("snapshot"), WriteConcern("majority")
-            )
+    async def transaction(
+        self, work: Callable[[AsyncClientSession], Awaitable[T]], seconds: float = 8.0
+    ) -> T:
+        """Run `work` in one transaction; again from its start when MongoDB asks for it.
+
+        All of it within `seconds`: PyMongo would go on for two minutes when MongoDB is gone. The
+        default is below the time that an operation has.
+        """
+        try:
+            with timeout(seconds):
+                async with self.client.start_session() as session:
+                    # A transaction takes neither concern from the database object, only from here.
+                    return await session.with_transaction(
+                        work, ReadConcern("snapshot"), WriteConcern("majority")
+                    )
+        except ExecutionTimeout as error:
+            if isinstance(error.__cause__, ConnectionFailure):
+                raise error.__cause__ from None  # it was not slow, it was not there
+            raise
 
 
 class _Documents(Initializer):

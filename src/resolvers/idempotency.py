@@ -11,7 +11,6 @@ from typing import Any
 from beanie import PydanticObjectId
 from bson import ObjectId
 from pymongo.asynchronous.client_session import AsyncClientSession
-from pymongo.errors import DuplicateKeyError
 
 from modelharbor.db.base import Row, utc_now
 from modelharbor.db.connection import Database
@@ -78,13 +77,7 @@ async def create_once(
         ).insert(session=session)
         return await make(session, fresh)
 
-    while True:
-        try:
-            return await database.transaction(work)
-        except DuplicateKeyError as error:
-            if ".idempotency " not in str(error):
-                raise
-            # Another request with this key came between the read and the write: now it is found.
+    return await database.transaction(work)
 
 
 async def _again(session: AsyncClientSession, record: Row, digest: str, find: Find) -> Row:

@@ -153,7 +153,8 @@ async def import_folder(
             work = partial(_add, database, version["_id"], batch)
             version = await database.transaction(work)
     published = await database.transaction(
-        partial(_publish, database, target, version["_id"], readme.card)
+        partial(_publish, database, target, version["_id"], readme.card),
+        seconds=60,  # with 100,000 files it takes a while, and nobody waits for a request
     )
     if published is None:  # another import of the same folder came first
         return await _recognised(database, target, version, readme.notes, stored_bytes)

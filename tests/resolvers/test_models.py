@@ -16,6 +16,7 @@ from modelharbor.db.tokens import Permission
 from modelharbor.errors import ErrorCode, Refused, Unauthenticated
 from modelharbor.resolvers.models import (
     archive_model,
+    changed,
     create_model,
     delete_model,
     restore_model,
@@ -558,3 +559,15 @@ async def test_a_comment_that_is_too_long(database: Database, company: Company) 
     model = await insert_model(company.acme, "bert")
     async with refused(database, ErrorCode.BAD_INPUT, "comment"):
         await delete_model(database, company.admin, model_id=model.id, comment="x" * 1001)
+
+
+async def test_a_change_of_what_is_no_longer_as_it_was_read(
+    database: Database, company: Company
+) -> None:
+    model = await insert_model(company.acme, "bert", revision=2)
+    async with refused(database, ErrorCode.CONFLICT, says="read it again"):
+        await database.transaction(
+            lambda session: changed(
+                database, session, {"_id": model.id, "revision": 1}, {"$set": {"summary": "x"}}
+            )
+        )
