@@ -113,6 +113,7 @@ async def test_canonical_queries_and_indexes_belong_together(
         assert answer.errors == [], title
         assert captured.commands, title
         for name, command in captured.commands:
+            assert 0 < command["maxTimeMS"] <= 5000, (title, command)
             found = await explained(database, command)
             assert found, (title, name)
             for stage in found:
