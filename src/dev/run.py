@@ -80,7 +80,7 @@ async def _run(port: int, data: Path, models: int) -> None:
                 token = await _prepare(Settings(), models)
                 _go(server, environment)
                 await _wait_until_ready(server, port)
-                _tell(port, token, data, server)
+                _tell(port, token, data, server, engines)
                 await _watch(server, engines)
             finally:
                 await end_child(server)  # while its engines are still there
@@ -243,8 +243,10 @@ async def _is_ready(port: int) -> bool:
     return status[1:2] == [b"200"]
 
 
-def _tell(port: int, token: str, data: Path, server: Child) -> None:
+def _tell(port: int, token: str, data: Path, server: Child, engines: Engines) -> None:
     url = f"http://{HOST}:{port}"
+    ours = any(child.name == "mongod" for child in engines.running)  # yours may hold a password
+    mongodb = engines.mongo_url if ours else "yours"
     print(
         f"""
   modelharbor is ready. Ctrl-C ends it.
@@ -252,6 +254,7 @@ def _tell(port: int, token: str, data: Path, server: Child) -> None:
   GraphiQL   {url}/graphiql#token={token}
   GraphQL    {url}/graphql
   Health     {url}/healthz and {url}/readyz
+  MongoDB    {mongodb} (MODELHARBOR_MONGO_URL of other commands)
   Token      {token} (admin; a new one at each start)
   Data       {data}
   Log        {server.log}

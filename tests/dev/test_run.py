@@ -124,11 +124,13 @@ def test_it_starts_ends_and_starts_again_with_its_data(port: int, tmp_path: Path
     count = "{ viewer { login } models { totalCount } }"
     with start(port, tmp_path, 25) as first:
         url = f"http://127.0.0.1:{port}"
+        mongo_port = (tmp_path / "dev" / "engines" / "mongod.port").read_text()
         assert first.printed == (
             f"\n  modelharbor is ready. Ctrl-C ends it.\n\n"
             f"  GraphiQL   {url}/graphiql#token={first.token}\n"
             f"  GraphQL    {url}/graphql\n"
             f"  Health     {url}/healthz and {url}/readyz\n"
+            f"  MongoDB    mongodb://127.0.0.1:{mongo_port}/?replicaSet=rs0 (MODELHARBOR_MONGO_URL of other commands)\n"
             f"  Token      {first.token} (admin; a new one at each start)\n"
             f"  Data       {tmp_path}\n"
             f"  Log        {tmp_path}/dev/server.log\n"
