@@ -1,5 +1,6 @@
 """The application: routes, middleware, and what it holds open while it runs."""
 
+import gc
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 
@@ -43,6 +44,7 @@ def create_app(
         settings = Settings()
         configure_logging(settings)
         init_sentry(settings)
+        gc.freeze()  # what is imported stays: a full collection need not walk it (100 ms in a request)
 
     @asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[State]:

@@ -6,15 +6,19 @@ from hashlib import sha256
 from typing import Any, Generic, TypeVar
 
 from graphql import (
+    ASTValidationRule,
     DocumentNode,
     GraphQLError,
     GraphQLSchema,
     OperationDefinitionNode,
     OperationType,
+    OverlappingFieldsCanBeMergedRule,
+    ValidationContext,
     parse,
     specified_rules,
     validate,
 )
+from graphql.validation.validate import ValidationAbortedError
 from strawberry.schema.validation_rules.maybe_null import MaybeNullValidationRule
 from strawberry.schema.validation_rules.one_of import OneOfInputValidationRule
 
@@ -30,8 +34,23 @@ from modelharbor.settings import Settings
 from .failures import Problem, problem, syntax_problem, validation_problem
 from .guard import Guard, Measures, defaults
 
-RULES = (*specified_rules, MaybeNullValidationRule, OneOfInputValidationRule)
-KEPT_BYTES_PER_DOCUMENT = 2048  # texts kept in all: this, times the number of documents
+OVERLAPS = 20_000  # graphql-core's units of work, a microsecond each; some dozens of fragments in one place fit
+
+
+class BoundedOverlapRule(OverlappingFieldsCanBeMergedRule):
+    """graphql-core's, which compares pairs: 2,000 tokens could take it 1.5 s within its own budget."""
+
+    def __init__(self, context: ValidationContext) -> None:
+        super().__init__(context)
+        self.rule_context.remaining_complexity_budget = OVERLAPS
+
+
+RULES = (
+    *(rule for rule in specified_rules if rule is not OverlappingFieldsCanBeMergedRule),
+    MaybeNullValidationRule,
+    OneOfInputValidationRule,
+)
+KEPT_BYTES_PER_DOCUMENT = 1024  # of text, on average; parsed it takes a hundred times that
 K = TypeVar("K")
 V = TypeVar("V")
 
@@ -158,15 +177,14 @@ class DocumentStore:
                 raise IntrospectionDisabled("Introspection is switched off on this server.")
         except HarborError as error:
             return (problem(error),)
-        errors = validate(
-            self.schema,
-            node,
-            RULES,
-            max_errors=self.settings.max_errors,
-            hide_suggestions=not self.settings.introspection,
-        )
+        # First alone: what it refuses would cost the other rules most.
+        overlaps = self._validate(node, (BoundedOverlapRule,))
+        if overlaps and isinstance(overlaps[-1], ValidationAbortedError):
+            message = "Too many selections meet under the same names: leave out repeated ones."
+            return (problem(OperationTooComplex(message, measure="overlaps", limit=OVERLAPS)),)
+        errors = [*self._validate(node, RULES), *overlaps][: self.settings.max_errors]
         if errors:
-            return tuple(validation_problem(error) for error in errors[: self.settings.max_errors])
+            return tuple(validation_problem(error) for error in errors)
         operations = {}
         for definition in node.definitions:
             if isinstance(definition, OperationDefinitionNode):
@@ -177,6 +195,17 @@ class DocumentStore:
         if not operations:
             return (problem(BadRequest("The document has no operation.")),)
         return Document(text, key, node, operations)
+
+    def _validate(
+        self, node: DocumentNode, rules: tuple[type[ASTValidationRule], ...]
+    ) -> list[GraphQLError]:
+        return validate(
+            self.schema,
+            node,
+            rules,
+            max_errors=self.settings.max_errors,
+            hide_suggestions=not self.settings.introspection,
+        )
 
     def _unreadable(self, error: GraphQLError) -> Problem:
         limit = self.settings.max_tokens

@@ -39,7 +39,7 @@ DEFAULT_PAGE, MAX_PAGE = 20, 100
 MUTATION_WEIGHT = 10
 INTROSPECTION: Final = frozenset({"__schema", "__type"})
 INTROSPECTION_WEIGHT = 1000  # the whole schema takes the time of a large query
-INTROSPECTION_DEPTH = 16  # GraphiQL's own query is 13 deep
+INTROSPECTION_DEPTH = 20  # the whole introspection query is 15 deep
 NESTING = 150  # of selections and spreads: far above every depth limit, far below Python's stack
 LARGEST = 2**31 - 1  # what a measure is told as
 
@@ -381,8 +381,8 @@ def _declared(defined: GraphQLField) -> tuple[int | None, tuple[str, ...] | None
     for directive in getattr(declared, "directives", ()):
         definition = getattr(type(directive), "__strawberry_directive__", None)
         if definition is not None and definition.python_name == "Cost":
-            multipliers = directive.multipliers
-            return directive.weight, None if multipliers is None else tuple(multipliers)
+            multipliers = directive.multipliers  # None or UNSET where it names none
+            return directive.weight, tuple(multipliers) if multipliers else None
     return None, None
 
 

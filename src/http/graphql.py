@@ -17,15 +17,15 @@ from modelharbor.auth.tokens import authenticate
 from modelharbor.context import Context
 from modelharbor.errors import (
     BadRequest,
-    HarborError,
     MethodNotAllowed,
     NotAcceptable,
+    OperationTooComplex,
     PayloadTooLarge,
     UnsupportedMediaType,
 )
 from modelharbor.execution.documents import Document, DocumentStore, InvalidDocument, Operation
 from modelharbor.execution.execute import Answer, run
-from modelharbor.execution.failures import any_problem, unexpected
+from modelharbor.execution.failures import expected, problem, unexpected
 from modelharbor.execution.persisted import check_hash, find, keep, named_hash
 from modelharbor.observability.commands import CommandCount, counted
 from modelharbor.observability.sentry import operation_scope
@@ -83,12 +83,15 @@ class GraphQLEndpoint:
                 return await self.page(request)
             media = negotiate(request.headers.get("accept"))
             return await self.answer(request, media)
-        except HarborError as error:
-            allow = {"allow": _allowed(request)} if error.status == 405 else {}
-            return error_response(request.scope, error, allow, media)
         except InvalidDocument as error:
             content = {"errors": with_request_id(request.scope, list(error.problems))}
             return json_response(content, _request_error_status(media), None, media)
+        except Exception as error:
+            failure = expected(error)
+            if failure is None:
+                raise  # the middleware masks and reports it
+            allow = {"allow": _allowed(request)} if failure.status == 405 else {}
+            return error_response(request.scope, failure, allow, media)
 
     async def answer(self, request: Request[State], media: str) -> Response:
         parameters = await self.parameters(request)
@@ -103,10 +106,9 @@ class GraphQLEndpoint:
             requested = self.documents.guard.check_cost(
                 operation.measures, {**operation.defaults, **parameters.variables}
             )
-        except HarborError as error:
-            made = with_request_id(request.scope, [any_problem(error, "cost")])
-            return json_response({"errors": made}, _request_error_status(media), None, media)
-        with operation_scope(operation.kind.value, operation.name, request_id_of(request.scope)):
+        except OperationTooComplex as error:
+            raise InvalidDocument((problem(error),)) from None  # with these variables
+        with operation_scope(operation.kind.value, operation.name):
             return await self.execute(request, document, operation, parameters, requested, media)
 
     async def execute(

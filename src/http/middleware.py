@@ -81,7 +81,7 @@ class RequestMiddleware:
         try:
             await self.app(scope, receive, send)
         except ClientDisconnect:
-            log_event(log, logging.DEBUG, "http.disconnected")
+            pass  # nobody is there to answer; the log line has status 0
         except Exception as error:
             failure = expected(error)
             if has_begun():

@@ -9,6 +9,8 @@ from sentry_sdk.transport import Transport
 
 from modelharbor.settings import Settings
 
+from .logging import request_id
+
 
 def init_sentry(settings: Settings, transport: type[Transport] | None = None) -> None:
     """Without a DSN nothing is set up.
@@ -24,7 +26,6 @@ def init_sentry(settings: Settings, transport: type[Transport] | None = None) ->
         traces_sample_rate=settings.sentry_traces_sample_rate,
         auto_enabling_integrations=False,
         integrations=[LoggingIntegration(event_level=None)],  # what is logged is a breadcrumb only
-        send_default_pii=False,
         include_local_variables=False,  # tokens live in them
         max_request_body_size="never",
         transport=transport,
@@ -32,19 +33,20 @@ def init_sentry(settings: Settings, transport: type[Transport] | None = None) ->
 
 
 @contextmanager
-def operation_scope(kind: str, name: str | None, request_id: str) -> Iterator[None]:
-    """What happens within belongs to this operation: a trace of its own, and tags on its errors."""
+def operation_scope(kind: str, name: str | None) -> Iterator[None]:
+    """What happens within belongs to this operation: a trace of its own, and its name on its errors."""
     if not sentry_sdk.get_client().is_active():
         yield
         return
     with sentry_sdk.isolation_scope() as scope:
         title = f"{kind} {name}" if name else kind
         scope.set_transaction_name(title)
-        scope.set_tag("request_id", request_id)
         scope.set_tag("operation", name or "")
         with sentry_sdk.start_transaction(op=f"graphql.{kind}", name=title):
             yield
 
 
 def capture(error: BaseException) -> None:
-    sentry_sdk.capture_exception(error)
+    with sentry_sdk.new_scope() as scope:
+        scope.set_tag("request_id", request_id.get() or "")
+        scope.capture_exception(error)

@@ -108,12 +108,13 @@ async def counting_downloads(database: Database) -> AsyncIterator[DownloadCounte
                 await asyncio.wait_for(ended.wait(), FLUSH_SECONDS)
 
     async def leave() -> None:
-        while True:
+        while not ended.is_set():  # PyMongo can turn a cancellation into an error of its own
             try:
                 await leave_window(database)
             except PyMongoError as error:
                 log.warning("downloads.window_not_left_yet error=%s", error)
-            await asyncio.sleep(LEAVE_SECONDS)
+            with suppress(TimeoutError):
+                await asyncio.wait_for(ended.wait(), LEAVE_SECONDS)
 
     flushing, leaving = asyncio.create_task(run()), asyncio.create_task(leave())
     try:

@@ -1,0 +1,208 @@
+"""Every measure at its limit and one over it, before any resolver or command; and the pass itself."""
+
+from typing import Any
+
+import pytest
+from graphql import build_schema, get_introspection_query, parse
+
+from modelharbor.errors import OperationTooComplex
+from modelharbor.execution.documents import DocumentStore, InvalidDocument
+from modelharbor.execution.guard import Guard, Measures
+from modelharbor.settings import Settings
+from tests.http.serving import schema
+
+SETTINGS = Settings()
+CORE = schema._schema
+"""Of a page: 1 a row and what is selected in it; `totalCount` 5 once, `dear` 7."""
+
+
+def measured(query: str, settings: Settings = SETTINGS) -> Measures:
+    return next(iter(Guard(CORE, settings).measure(parse(query)).values()))
+
+
+def cost(query: str, **variables: Any) -> int:
+    store = DocumentStore(CORE, SETTINGS)
+    operation = store.get(query).operation(None)
+    return store.guard.check_cost(operation.measures, {**operation.defaults, **variables})
+
+
+@pytest.mark.parametrize(
+    ("query", "expected"),
+    [
+        ("{hello}", 0),
+        ("{__typename}", 0),
+        ("{item{name}}", 1),
+        ("{item{child{child{name}}}}", 3),
+        ("{dear}", 7),
+        ("mutation{write}", 10),
+        ("{items{nodes{name}}}", 20),
+        ("{items{edges{node{name}}}}", 20),
+        ("{items{totalCount}}", 20 + 5),
+        ("{items(first:1){nodes{name}}}", 1),
+        ("{items(first:100){nodes{name}}}", 100),
+        ("{items(last:7){nodes{name}}}", 7),
+        ("{items(first:2){nodes{child{name}}}}", 2 * 2),
+        ("{items(first:2){edges{cursor node{child{name}}} pageInfo{hasNextPage}}}", 2 * 2 + 1),
+        ("{items(first:2){totalCount nodes{name child{name}}}}", 5 + 2 * 2),
+        ("{items(first:10){nodes{items(first:10){nodes{name}}}}}", 10 * (1 + 10)),
+        ("{items(first:10){nodes{items{nodes{child{name}}}}}}", 10 * (1 + 20 * 2)),
+        ('{byIds(ids:["a","b","c"]){name}}', 3),
+        ('{byIds(ids:["a","b","c"]){child{name}}}', 3 * 2),
+        ("{item{...{child{name}}}}", 2),
+        ("{item{...A ...A}} fragment A on Item{child{name}}", 1 + 1 + 1),
+        # Refused by the field, so no more than a page of it.
+        ("{items(first:1000000){nodes{name}}}", 100),
+        ("{items(first:0){nodes{name}}}", 20),
+        ("{items(first:-5){nodes{name}}}", 20),
+        ("{__schema{queryType{name}}}", 1001),
+    ],
+)
+def test_cost(query: str, expected: int) -> None:
+    assert cost(query) == expected
+
+
+def test_cost_with_variables() -> None:
+    page = "query($n:Int){items(first:$n){nodes{...A}}} fragment A on Item{items(first:$n){nodes{name}}}"
+    assert cost(page, n=3) == 3 * (1 + 3)
+    assert cost(page) == 20 * (1 + 20)
+    assert cost(page, n=None) == 20 * (1 + 20)
+    assert cost("query($n:Int=5){items(first:$n){nodes{name}}}") == 5
+    assert cost("query($n:Int=5){items(first:$n){nodes{name}}}", n=2) == 2
+    assert cost("query($n:Int){items(first:$n){nodes{name}}}", n="x") == 20
+    assert cost("query($i:[ID!]!){byIds(ids:$i){name}}", i=["a", "b"]) == 2
+    assert cost('query($i:ID!){byIds(ids:[$i,"b"]){name}}', i="a") == 2
+
+
+def test_the_declared_directive_is_read_from_our_own_schema() -> None:
+    from modelharbor.schema import core
+
+    store = DocumentStore(core, SETTINGS)
+
+    def of(query: str) -> int:
+        operation = store.get(query).operation(None)
+        return store.guard.check_cost(operation.measures, operation.defaults)
+
+    assert of("{models(first:50){nodes{name}}}") == 50
+    assert of("{models(first:50){totalCount nodes{name}}}") == 50 + 5
+    assert of("{models(first:50){nodes{versions(first:2){nodes{number}}}}}") == 50 * (1 + 2)
+
+
+def aliases(count: int) -> str:
+    return "{item{" + " ".join(f"a{i}:name" for i in range(count)) + "}}"
+
+
+def roots(count: int) -> str:
+    return "{" + "hello " * count + "}"
+
+
+def directives(count: int) -> str:
+    return "{item{" + "name @include(if:true) " * count + "}}"
+
+
+def nested(count: int) -> str:
+    return "{item{" + "child{" * (count - 2) + "name" + "}" * (count - 1) + "}"
+
+
+LIMITS = [
+    ("depth", 12, nested),
+    ("aliases", 30, aliases),
+    ("rootFields", 20, roots),
+    ("directives", 50, directives),
+]
+
+
+@pytest.mark.parametrize(("measure", "limit", "make"), LIMITS)
+def test_at_the_limit_and_one_over_it(measure: str, limit: int, make: Any) -> None:
+    store = DocumentStore(CORE, SETTINGS)
+    assert store.get(make(limit)).operation(None)
+    with pytest.raises(InvalidDocument) as refused:
+        store.get(make(limit + 1))
+    assert refused.value.problems[0]["extensions"] == {
+        "code": "OPERATION_TOO_COMPLEX",
+        "measure": measure,
+        "value": limit + 1,
+        "limit": limit,
+    }
+
+
+@pytest.mark.parametrize(("measure", "limit", "make"), LIMITS)
+def test_fragments_hide_nothing(measure: str, limit: int, make: Any) -> None:
+    inside = make(limit + 1).strip()
+    spread = f"{{...A}} fragment A on Query{inside}"
+    with pytest.raises(OperationTooComplex) as refused:
+        measured(spread)
+    assert refused.value.details["measure"] == measure
+    assert refused.value.details["value"] == limit + 1
+
+
+def test_cost_at_the_limit_and_one_over_it() -> None:
+    store = DocumentStore(CORE, SETTINGS.model_copy(update={"max_cost": 30}))
+    operation = store.get("query($n:Int){items(first:$n){nodes{name}}}").operation(None)
+    assert store.guard.check_cost(operation.measures, {"n": 30}) == 30
+    with pytest.raises(OperationTooComplex) as refused:
+        store.guard.check_cost(operation.measures, {"n": 31})
+    assert refused.value.details == {"measure": "cost", "value": 31, "limit": 30}
+
+
+def test_what_no_variable_can_make_fit_is_refused_with_the_document() -> None:
+    query = "query($n:Int){items(first:100){nodes{items(first:100){nodes{items(first:$n){totalCount}}}}}}"
+    with pytest.raises(InvalidDocument) as refused:
+        DocumentStore(CORE, SETTINGS).get(query)
+    assert refused.value.problems[0]["extensions"]["measure"] == "cost"
+
+
+def test_introspection_has_its_own_depth() -> None:
+    everything = get_introspection_query(
+        specified_by_url=True,
+        directive_is_repeatable=True,
+        schema_description=True,
+        input_value_deprecation=True,
+    )
+    found = measured(everything)
+    assert (found.depth, found.introspection) == (1, 15)
+    deep = "{__schema{types{" + "ofType{" * 18 + "name" + "}" * 18 + "}}}"
+    with pytest.raises(OperationTooComplex) as refused:
+        measured(deep)
+    assert refused.value.details == {"measure": "introspectionDepth", "value": 21, "limit": 20}
+
+
+def test_a_fragment_bomb_is_measured_without_being_spread() -> None:
+    """2 to the 140th fields in 5 kB."""
+    text = "{item{...F0}}" + "".join(
+        f"fragment F{i} on Item{{...F{i + 1} ...F{i + 1}}}" for i in range(140)
+    )
+    with pytest.raises(OperationTooComplex) as refused:
+        measured(text + "fragment F140 on Item{name}")
+    assert refused.value.details == {"measure": "fields", "value": 2**31 - 1, "limit": 2000}
+
+
+def test_a_chain_of_fragments_is_as_deep_as_it_is_long() -> None:
+    text = "{item{...F0}}" + "".join(f"fragment F{i} on Item{{...F{i + 1}}}" for i in range(200))
+    with pytest.raises(OperationTooComplex) as refused:
+        measured(text + "fragment F200 on Item{name}")
+    assert refused.value.details["measure"] == "depth"
+
+
+@pytest.mark.parametrize(
+    "query",
+    [
+        "{item{...A}} fragment A on Item{...B} fragment B on Item{...A}",
+        "{item{...A}} fragment A on Item{child{...A}}",
+        "{item{...Missing}}",
+        "{item{...A}} fragment A on Missing{name}",
+        "{missing{child{name}}}",
+        "subscription{anything}",
+        "{hello{name}}",
+    ],
+)
+def test_what_is_invalid_is_left_to_validation(query: str) -> None:
+    assert measured(query)
+    with pytest.raises(InvalidDocument) as refused:
+        DocumentStore(CORE, SETTINGS).get(query)
+    assert refused.value.problems[0]["extensions"]["code"] == "GRAPHQL_VALIDATION_FAILED"
+
+
+def test_unions_are_walked() -> None:
+    union = build_schema("type A{a:A n:Int} type B{n:Int} union U=A|B type Query{u:U}")
+    found = Guard(union, SETTINGS).measure(parse("{u{__typename ...on A{a{n}} ...on B{n}}}"))[""]
+    assert (found.depth, found.cost.value({})) == (3, 2)

@@ -1,0 +1,183 @@
+"""What holds for every route."""
+
+import logging
+from collections.abc import Awaitable, Callable
+
+import orjson
+import pytest
+from starlette.types import Message, Scope
+
+from modelharbor.http.middleware import HostMiddleware, RequestMiddleware
+from modelharbor.settings import Settings
+from tests.http.serving import Server, codes, ran, serving
+
+pytestmark = pytest.mark.anyio
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status", "code"),
+    [
+        ("GET", "/nothing", 404, "NOT_FOUND"),
+        ("GET", "/files/nothing/here", 404, "NOT_FOUND"),
+        ("GET", "/files/%00/%ff", 404, "NOT_FOUND"),
+        ("POST", "/healthz", 405, "METHOD_NOT_ALLOWED"),
+        ("DELETE", "/readyz", 405, "METHOD_NOT_ALLOWED"),
+    ],
+)
+async def test_all_errors_are_coded_json(
+    server: Server, method: str, path: str, status: int, code: str
+) -> None:
+    response = await server.client.request(method, path, headers={"x-request-id": "r"})
+    assert (response.status_code, codes(response)) == (status, [code])
+    assert response.json()["errors"][0]["extensions"]["requestId"] == "r"
+    assert response.headers["content-type"] == "application/json; charset=utf-8"
+    assert response.headers["x-content-type-options"] == "nosniff"
+
+
+@pytest.mark.parametrize(
+    ("host", "status"),
+    [
+        ("localhost", 200),
+        ("localhost:8000", 200),
+        ("LOCALHOST:1", 200),
+        ("127.0.0.1:8000", 200),
+        ("[::1]:8000", 200),
+        ("[::1]", 200),
+        ("a.example.org", 200),
+        ("example.org", 400),
+        ("aexample.org", 400),
+        ("evil.example", 400),
+        ("localhost.evil.example", 400),
+        ("localhost:8000@evil.example", 400),
+        ("localhost:99999999", 400),
+        ("[::2]", 400),
+        ("::1", 400),
+        ("", 400),
+    ],
+)
+async def test_only_named_hosts_are_answered(settings: Settings, host: str, status: int) -> None:
+    allowed = ["localhost", "127.0.0.1", "[::1]", "*.example.org"]
+    async with serving(settings.model_copy(update={"allowed_hosts": allowed})) as server:
+        response = await server.ask("{hello}", {"host": host})
+        assert response.status_code == status
+        assert ran == (["hello"] if status == 200 else [])
+        if status == 400:
+            assert codes(response) == ["BAD_REQUEST"]
+
+
+async def test_two_hosts_are_none() -> None:
+    sent = await run(
+        HostMiddleware(answering, ["localhost"]),
+        headers=[(b"host", b"localhost"), (b"host", b"localhost")],
+    )
+    assert sent[0]["status"] == 400
+
+
+async def test_a_socket_to_a_foreign_host_is_refused() -> None:
+    sent = await run(
+        HostMiddleware(answering, ["localhost"]), type="websocket", headers=[(b"host", b"evil")]
+    )
+    assert sent == [{"type": "websocket.close", "code": 1008, "reason": "Host"}]
+
+
+async def test_other_origins_are_not_let_in(server: Server) -> None:
+    evil = {"origin": "https://evil.example", "access-control-request-method": "POST"}
+    preflight = await server.client.options("/graphql", headers=evil)
+    assert preflight.status_code == 405
+    answer = await server.ask("{hello}", {"origin": "https://evil.example"})
+    for response in (preflight, answer):
+        assert not [name for name in response.headers if name.startswith("access-control")]
+
+
+async def test_named_origins_are_let_in(settings: Settings) -> None:
+    allowed = settings.model_copy(update={"allowed_origins": ["https://app.example"]})
+    async with serving(allowed) as server:
+        for origin, granted in (
+            ("https://app.example", "https://app.example"),
+            ("https://evil.example", None),
+            ("null", None),
+        ):
+            response = await server.ask("{hello}", {"origin": origin})
+            assert response.headers.get("access-control-allow-origin") == granted
+            assert "access-control-allow-credentials" not in response.headers
+        preflight = await server.client.options(
+            "/graphql",
+            headers={
+                "origin": "https://app.example",
+                "access-control-request-method": "POST",
+                "access-control-request-headers": "authorization, content-type",
+            },
+        )
+        assert preflight.status_code == 200
+        assert "authorization" in preflight.headers["access-control-allow-headers"]
+
+
+async def test_every_request_is_one_line_without_secrets(
+    server: Server, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "modelharbor")
+    await server.ask("query Greeting{hello}", {"authorization": "Bearer hidden"})
+    await server.ask("query Greeting{hello}")
+    await server.client.get("/files/abc/name?signature=hidden&expires=1")
+    fields = [r.__dict__["fields"] for r in caplog.records if r.message == "http.request"]
+    assert [(f["method"], f["path"], f["status"], f.get("operation")) for f in fields] == [
+        ("POST", "/graphql", 401, "Greeting"),
+        ("POST", "/graphql", 200, "Greeting"),
+        ("GET", "/files/abc/name", 404, None),
+    ]
+    own = [r for r in caplog.records if r.name.startswith("modelharbor")]
+    assert "hidden" not in "".join(f"{r.getMessage()}{r.__dict__.get('fields')}" for r in own)
+
+
+async def test_an_exception_becomes_a_masked_500(caplog: pytest.LogCaptureFixture) -> None:
+    async def broken(scope: Scope, receive: object, send: object) -> None:
+        raise RuntimeError("hidden")
+
+    sent = await run(RequestMiddleware(broken), headers=[(b"x-request-id", b"r")])
+    assert sent[0]["status"] == 500
+    assert orjson.loads(sent[1]["body"]) == {
+        "errors": [
+            {
+                "message": "Internal server error",
+                "extensions": {"code": "INTERNAL_SERVER_ERROR", "requestId": "r"},
+            }
+        ]
+    }
+    assert "hidden" in caplog.text
+
+
+async def test_an_exception_in_the_middle_of_an_answer_cuts_it_off(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async def broken(
+        scope: Scope, receive: object, send: Callable[[Message], Awaitable[None]]
+    ) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        raise RuntimeError("half way")
+
+    with pytest.raises(RuntimeError, match="half way"):
+        await run(RequestMiddleware(broken))
+    assert "half way" in caplog.text
+
+
+async def answering(scope: Scope, receive: object, send: object) -> None:
+    raise AssertionError("The request went through.")
+
+
+async def run(
+    app: RequestMiddleware | HostMiddleware,
+    type: str = "http",
+    headers: list[tuple[bytes, bytes]] | None = None,
+) -> list[Message]:
+    """What an ASGI application sends for one request."""
+    sent: list[Message] = []
+
+    async def receive() -> Message:
+        return {"type": f"{type}.connect" if type == "websocket" else "http.request"}
+
+    async def send(message: Message) -> None:
+        sent.append(dict(message))
+
+    scope = {"type": type, "method": "GET", "path": "/", "headers": headers or []}
+    await app(scope, receive, send)
+    return sent
