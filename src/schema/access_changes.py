@@ -48,6 +48,7 @@ class CreateApiTokenInput:
 @strawberry.input(description="A token to revoke.")
 class RevokeApiTokenInput:
     id: strawberry.ID = strawberry.field(description="The token.")
+    comment: str | None = strawberry.field(default=None, description="Why, for the log.")
 
 
 @strawberry.type(description="Changes of who may do what.")
@@ -98,5 +99,6 @@ class AccessMutation:
             info.context.database,
             info.context.person,
             token_id=object_id(input.id, "ApiToken", "id"),
+            comment=input.comment,
         )
         return deleted("ApiToken", found)
