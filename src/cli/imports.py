@@ -95,7 +95,7 @@ def import_(
         typer.echo(f"digest {result.digest}")
         if result.is_new:
             typer.echo(
-                f"{result.files:,} files, {result.size_bytes:,} bytes; {result.stored_bytes:,} of them were new to the storage"
+                f"{result.files:,} {'file' if result.files == 1 else 'files'}, {result.size_bytes:,} bytes; {result.stored_bytes:,} of them were new to the storage"
             )
         else:
             typer.echo("These contents were there already: nothing was added.")
