@@ -134,13 +134,14 @@ def test_every_folder_is_packaged() -> None:
 
 
 def subclasses(kind: type) -> Iterator[type]:
+    each: type
     for each in kind.__subclasses__():
         yield each
         yield from subclasses(each)
 
 
 def test_names_say_what_things_are() -> None:
-    assert {each for each in subclasses(BaseDocument)} == set(DOCUMENTS)
+    assert set(subclasses(BaseDocument)) == set(DOCUMENTS)
     assert all(each.__name__.endswith("Document") for each in DOCUMENTS)
     loaders = {each for each in subclasses(Loader) if each.__module__.startswith("modelharbor.")}
     assert len(loaders) > 20

@@ -8,6 +8,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
+from tempfile import mkstemp
 from urllib.parse import quote
 
 from bson import ObjectId
@@ -22,12 +23,12 @@ def secret_key(settings: Settings) -> bytes:
     path = settings.data_path / "secret.key"
     settings.data_path.mkdir(parents=True, exist_ok=True)
     if not path.exists():
-        made = path.with_name(f"secret.key.{os.getpid()}")
-        made.touch(mode=0o600)
-        made.write_text(secrets.token_hex(32))
+        descriptor, made = mkstemp(dir=settings.data_path, prefix="secret.key.")  # mode 0600
+        with os.fdopen(descriptor, "w") as file:
+            file.write(secrets.token_hex(32))
         with suppress(FileExistsError):
-            os.link(made, path)
-        made.unlink()
+            os.link(made, path)  # whole or not at all; the first to come wins
+        os.unlink(made)
     return path.read_text().strip().encode()
 
 

@@ -46,7 +46,9 @@ async def test_a_failed_step_stays_pending_and_gives_the_lock_back(
     async def broken(database: Database) -> None:
         raise RuntimeError("no")
 
-    monkeypatch.setattr(migrations, "MIGRATIONS", [*migrations.MIGRATIONS, (9001, "broken", broken)])
+    monkeypatch.setattr(
+        migrations, "MIGRATIONS", [*migrations.MIGRATIONS, (9001, "broken", broken)]
+    )
     with pytest.raises(RuntimeError, match="no"):
         await migrate(database)
     assert await pending(database) == ["9001 broken"]

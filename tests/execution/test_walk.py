@@ -2,8 +2,6 @@
 
 import pytest
 from graphql import GraphQLInterfaceType, GraphQLObjectType, get_named_type
-from tests.documents import insert_actor, insert_model, insert_version
-from tests.asking import Asker
 
 from modelharbor.db.base import BaseDocument
 from modelharbor.db.connection import Database
@@ -15,6 +13,8 @@ from modelharbor.loaders.models import ModelPageLoader
 from modelharbor.loaders.pages import TotalLoader
 from modelharbor.loaders.versions import VersionByIdLoader
 from modelharbor.schema import core
+from tests.asking import Asker
+from tests.documents import insert_actor, insert_model, insert_version
 
 PAGE = """
 query Page { models(first: 50) { totalCount pageInfo { endCursor } edges { cursor score node {

@@ -44,7 +44,8 @@ class Doubling(Loader[int, int, str]):
 async def test_loads_of_one_tick_are_one_batch_and_counted() -> None:
     shared = reads()
     loader = shared.loader(Doubling, "x")
-    assert await asyncio.gather(loader.load(1), loader.load(2), loader.load(1)) == [2, 4, 2]
+    found = await asyncio.gather(*[loader.load(key) for key in (1, 2, 1)])
+    assert found == [2, 4, 2]
     assert [keys for keys, _ in cast("Doubling", loader).seen] == [[1, 2]]
     assert (shared.count.batches, shared.count.keys) == (1, 2)
     assert shared.loader(Doubling, "x") is loader

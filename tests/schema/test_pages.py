@@ -37,7 +37,7 @@ async def registry(database: Database, count: int = 23) -> list[dict[str, Any]]:
             "likes": chance.randrange(2),
             "size_bytes": chance.randrange(3) * 10**12,
         }
-        moments = {
+        moments: dict[str, Any] = {
             "created_at": START + timedelta(milliseconds=chance.randrange(3)),
             "updated_at": START + timedelta(days=chance.randrange(3)),
         }
@@ -98,10 +98,10 @@ async def walked(
         size, end, onwards = ("last", "startCursor", "hasPreviousPage")
     place, names, pages = None, list[str](), 0
     while True:
-        beyond = {"after" if forwards else "before": place} if place else {}
-        answer = await ask(
-            STEP, **{size: 5}, field=field, direction=direction, search=search, **beyond
-        )
+        given: dict[str, Any] = {size: 5, "field": field, "direction": direction}
+        if place:
+            given["after" if forwards else "before"] = place
+        answer = await ask(STEP, search=search, **given)
         assert answer.errors == []
         assert len(answer.commands) == 1
         page = answer.data["models"]

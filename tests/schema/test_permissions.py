@@ -198,7 +198,7 @@ async def test_each_mutation_for_each_role(
 async def test_each_mutation_for_nobody(ask: Asker, database: Database) -> None:
     made = await world(database)
     before = await everything(database)
-    own = {
+    own: dict[str, dict[str, Any]] = {
         "createApiToken": {"name": "x", "scopes": ["READ"]},
         "revokeApiToken": {"id": global_id("ApiToken", ObjectId())},
     }

@@ -3,6 +3,7 @@
 from typing import Any
 
 import pytest
+from beanie import PydanticObjectId
 from bson import ObjectId
 
 from modelharbor.auth.viewer import ANONYMOUS, Viewer
@@ -42,6 +43,7 @@ async def world(database: Database) -> World:
         made.viewers[login] = viewer_of(await insert_actor(login))
     member, guest = made.viewers["member"], made.viewers["guest"]
     assert member.user_id is not None
+    assert guest.user_id is not None
     await MembershipDocument(
         organization_id=acme.id, user_id=member.user_id, role=Role.VIEWER
     ).insert()
@@ -55,7 +57,7 @@ async def world(database: Database) -> World:
         (
             "w-shared",
             Visibility.PRIVATE,
-            {"grants": [Grant(actor_id=guest.user_id, role=Role.DOWNLOADER)]},
+            {"grants": [Grant(actor_id=PydanticObjectId(guest.user_id), role=Role.DOWNLOADER)]},
         ),
         ("w-deleted", Visibility.PUBLIC, {"state": ModelState.DELETED}),
     ):
