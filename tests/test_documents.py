@@ -5,6 +5,7 @@ import re
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 from graphql import parse, validate
@@ -16,6 +17,8 @@ from modelharbor.cli import app
 from modelharbor.db.connection import Database
 from modelharbor.db.tokens import Permission
 from modelharbor.dev.demo import seed
+from modelharbor.dev.engines import Child, Engines
+from modelharbor.dev.run import _tell
 from modelharbor.errors import ErrorCode, HarborError
 from modelharbor.schema import core
 from modelharbor.settings import Settings
@@ -36,6 +39,7 @@ LINK = re.compile(r"\]\(([^)\s]+)\)")
 PATH = re.compile(
     r"(?:\.ci|bench|deploy|docs|src|tests|typings|web)/[\w./*-]*|[\w.-]+\.(?:graphql|md|toml)"
 )
+CHILDREN = ("server", "mongod")
 
 
 def blocks(path: Path, language: str) -> list[str]:
@@ -68,6 +72,14 @@ def test_the_readme_lists_every_setting_in_order() -> None:
     text = (ROOT / "README.md").read_text()
     section = text.partition("\n## Configuration\n")[2].partition("\n## ")[0]
     assert [line for line in section.splitlines() if line.startswith("|")] == expected
+
+
+def test_the_readme_shows_what_make_run_prints(capsys: pytest.CaptureFixture[str]) -> None:
+    data = Path("/srv/modelharbor/.modelharbor")
+    server, mongod = (Child(name, Mock(), data, data / "dev" / f"{name}.log") for name in CHILDREN)
+    engines = Engines("mongodb://127.0.0.1:45729/?replicaSet=rs0", "redis://127.0.0.1", (mongod,))
+    _tell(8000, "mh_…", data, server, engines)
+    assert blocks(ROOT / "README.md", "text")[0].strip() == capsys.readouterr().out.strip()
 
 
 def test_the_example_of_an_environment_holds_every_setting_with_its_default() -> None:
