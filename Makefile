@@ -52,10 +52,10 @@ check: ## Lint, check types and the direction of imports
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-bench: ## Measure the canonical operations (ARGS=…)
+bench: ## Measure the canonical operations (MODELS=10000 SECONDS=5 ARGS=--write)
 	@$(call debian,command -v wrk >/dev/null,wrk,the measurements need it)
 	@$(PREPARE) .venv/developed .venv/libraries
-	@exec $(BIN)/python -m bench $(ARGS)
+	@exec $(BIN)/python -m bench $(if $(filter-out file,$(origin MODELS)),--models '$(MODELS)') $(if $(SECONDS),--seconds '$(SECONDS)') $(ARGS)
 
 schema: ## Print the schema into schema.graphql
 	@$(PREPARE) .venv/installed

@@ -1,0 +1,168 @@
+"""What is measured: engines of our own, demo data in them, and one server process on a core of its own."""
+
+import asyncio
+import os
+import socket
+import sys
+import time
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import httpx
+
+from modelharbor.db.connection import connect
+from modelharbor.db.migrations import migrate
+from modelharbor.dev.demo import SeedProgress, clear, seed, seeded
+from modelharbor.dev.engines import Child, EngineError, run_child, run_engines
+from modelharbor.http.server import environment
+from modelharbor.settings import Settings
+from modelharbor.storage.blobs import open_storage
+
+HOST: Final = "127.0.0.1"
+DATABASE: Final = "modelharbor_bench"
+FILES_PER_VERSION: Final = 4  # so that a page of three files is cut off
+READY_SECONDS: Final = 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class Serving:
+    url: str
+    pid: int
+    mongo_url: str
+    mongo_pid: int | None
+    """Of a mongod of our own."""
+    mongo_version: str
+    server_cores: tuple[int, ...]
+    """Where the server may run; empty when it shares all cores with everything else."""
+
+
+def divide_cores() -> tuple[set[int], set[int]]:
+    """Cores for the server and for all else; the same ones twice where there is one only."""
+    cores = sorted(os.sched_getaffinity(0))
+    return (set(cores[:1]), set(cores[1:])) if len(cores) > 1 else (set(cores), set(cores))
+
+
+@contextmanager
+def on_cores(cores: set[int]) -> Iterator[None]:
+    """Processes that are started within this block begin on these cores, and stay there."""
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, cores)
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, before)
+
+
+@contextmanager
+def in_environment(variables: dict[str, str]) -> Iterator[None]:
+    """Processes that are started within this block have these variables too."""
+    before = dict(os.environ)
+    os.environ.update(variables)
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
+
+
+@asynccontextmanager
+async def serving(folder: Path, models: int) -> AsyncIterator[Serving]:
+    """Runs engines, loads the models unless they are there from an earlier run, and serves them."""
+    own = Settings()
+    mongo_url = own.mongo_url if "mongo_url" in own.model_fields_set else None
+    redis_url = own.redis_url if "redis_url" in own.model_fields_set else None
+    server_cores, other_cores = divide_cores()
+    with on_cores(other_cores):
+        async with run_engines(
+            folder / "engines", mongo_url=mongo_url, redis_url=redis_url
+        ) as engines:
+            settings = own.model_copy(
+                update={
+                    "mongo_url": engines.mongo_url,
+                    "mongo_database": DATABASE,
+                    "redis_url": engines.redis_url,
+                    "data_path": folder,
+                }
+            )
+            version = await fill(settings, models)
+            port = _free_port()
+            with on_cores(server_cores), in_environment(environment(settings)):
+                server = run_child(
+                    folder,
+                    "server",
+                    Path(sys.executable),
+                    *("-m", "modelharbor", "serve", "--host", HOST, "--port", str(port)),
+                    *("--workers", "1"),
+                )
+                child = await server.__aenter__()
+            try:
+                url = f"http://{HOST}:{port}"
+                await _wait_until_ready(child, url)
+                yield Serving(
+                    url,
+                    child.process.pid,
+                    engines.mongo_url,
+                    next((c.process.pid for c in engines.running if c.name == "mongod"), None),
+                    version,
+                    () if server_cores == other_cores else tuple(sorted(server_cores)),
+                )
+            finally:
+                await server.__aexit__(None, None, None)
+
+
+async def fill(settings: Settings, models: int) -> str:
+    """Answers the version of MongoDB. The database is for this alone: what is in it may go."""
+    async with connect(settings) as database, open_storage(settings) as storage:
+        there = await seeded(database)
+        is_there = (
+            there is not None
+            and there.complete
+            and not there.monsters
+            and (there.models, there.files_per_version) == (models, FILES_PER_VERSION)
+        )
+        if not is_there:
+            await clear(database, storage)
+            last = time.monotonic()
+
+            def report(now: SeedProgress) -> None:
+                nonlocal last
+                if time.monotonic() - last > 5:
+                    last = time.monotonic()
+                    print(f"Loading: {now.done:,} of {now.total:,} models", file=sys.stderr)
+
+            result = await seed(
+                database,
+                storage,
+                models=models,
+                files_per_version=FILES_PER_VERSION,
+                report=report,
+            )
+            print(f"Loaded {models:,} models in {result.seconds:.0f} s", file=sys.stderr)
+        await migrate(database)
+        found = await database.client.server_info()
+        return str(found["version"])
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind((HOST, 0))
+        return int(probe.getsockname()[1])
+
+
+async def _wait_until_ready(server: Child, url: str) -> None:
+    until = time.monotonic() + READY_SECONDS
+    async with httpx.AsyncClient(base_url=url, trust_env=False) as client:
+        while True:
+            try:
+                if (await client.get("/readyz")).status_code == 200:
+                    return
+            except httpx.TransportError:
+                pass  # it does not listen yet
+            if server.process.poll() is not None:
+                raise server.failure()
+            if time.monotonic() > until:
+                raise EngineError(f"the server does not become ready (log: {server.log})")
+            await asyncio.sleep(0.1)
