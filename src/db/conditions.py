@@ -21,22 +21,33 @@ NOTHING: Final[Row] = {"_id": {"$in": []}}
 def text(
     path: str,
     *,
-    eq: str | None,
-    one_of: Sequence[str] | None,
-    prefix: str | None,
-    contains: str | None,
+    eq: str | None = None,
+    one_of: Sequence[str] | None = None,
+    prefix: str | None = None,
+    contains: str | None = None,
+    in_list: bool = False,
 ) -> Row:
-    """Conditions on a text; given together, all must hold. Expressions are escaped."""
-    given: list[Row] = []
+    """Conditions on a text; given together, all must hold. Expressions are escaped.
+
+    On a list of texts, one of them must meet them all.
+    """
+    operators: Row = {}
     if eq is not None:
-        given.append({path: _text(eq)})
+        operators["$eq"] = _text(eq)
     if one_of is not None:
-        given.append({path: {"$in": [_text(value) for value in _values(one_of)]}})
-    if prefix is not None:
-        given.append({path: {"$regex": "^" + re.escape(_text(prefix))}})
-    if contains is not None:
-        given.append({path: {"$regex": re.escape(_text(contains))}})
-    return all_of(given)
+        operators["$in"] = [_text(value) for value in _values(one_of)]
+    begin, part = re.escape(_text(prefix or "")), re.escape(_text(contains or ""))
+    if prefix is not None and contains is not None:
+        operators["$regex"] = f"^(?=[\\s\\S]*{part}){begin}"
+    elif prefix is not None:
+        operators["$regex"] = f"^{begin}"
+    elif contains is not None:
+        operators["$regex"] = part
+    if not operators:
+        return {}
+    if operators.keys() == {"$eq"}:
+        return {path: operators["$eq"]}
+    return {path: {"$elemMatch": operators} if in_list else operators}
 
 
 def text_list(
@@ -59,7 +70,7 @@ def text_list(
 def between(path: str, *, gte: int | datetime | None, lte: int | datetime | None) -> Row:
     bounds: Row = {}
     for operator, bound in (("$gte", gte), ("$lte", lte)):
-        if isinstance(bound, int) and abs(bound) >= 2**63:
+        if isinstance(bound, int) and not -(2**63) <= bound < 2**63:
             raise BadUserInput(f"{bound} does not fit into 64 bits.")
         if bound is not None:
             bounds[operator] = bound
@@ -68,7 +79,8 @@ def between(path: str, *, gte: int | datetime | None, lte: int | datetime | None
 
 def one_of(path: str, values: Sequence[str]) -> Row:
     """`values` come from an enum."""
-    return {path: values[0] if len(values) == 1 else {"$in": list(values)}}
+    unique = list(dict.fromkeys(values))
+    return {path: unique[0] if len(unique) == 1 else {"$in": unique}}
 
 
 _ABSENT: Final = object()
@@ -84,16 +96,26 @@ def property_value(
     if eq is not _ABSENT:
         if not isinstance(eq, str | int | float | bool | None):
             raise BadUserInput("A property is compared with a text, a number, a boolean or null.")
-        if isinstance(eq, int) and abs(eq) >= 2**63:
-            raise BadUserInput(f"{eq} does not fit into 64 bits.")
-        given.append({path: _text(eq) if isinstance(eq, str) else eq})
+        if isinstance(eq, int) and not -(2**63) <= eq < 2**63:
+            raise BadUserInput(
+                "A whole number is compared within 64 bits; give a larger one as a text."
+            )
+        if isinstance(eq, float) and (not math.isfinite(eq) or abs(eq) >= 2**63):
+            raise BadUserInput("A number is compared within 64 bits; give a larger one as a text.")
+        if eq is None:
+            given.append({path: {"$type": "null"}})  # there, and null
+        else:
+            given.append({path: _text(eq) if isinstance(eq, str) else eq})
     if exists is not None:
         given.append({path: {"$exists": exists}})
-    for operator, bound in (("$gt", gt), ("$lt", lt)):
-        if bound is not None:
-            if not math.isfinite(bound):
-                raise BadUserInput("A bound is a finite number.")
-            given.append({path: {operator: bound}})
+    bounds = {
+        operator: bound for operator, bound in (("$gt", gt), ("$lt", lt)) if bound is not None
+    }
+    if bounds:
+        if not all(math.isfinite(bound) for bound in bounds.values()):
+            raise BadUserInput("A bound is a finite number.")
+        # A list is not compared: one of its elements could be above, another below.
+        given.append({path: {**bounds, "$not": {"$type": "array"}}})
     return all_of(given)
 
 

@@ -44,13 +44,15 @@ class FileDocument(BaseDocument):
     sha256: str  # hexadecimal, lower case
     role: FileRole = FileRole.OTHER
     format: FileFormat = FileFormat.OTHER
+    listed: bool = True  # false once its version is deleted
 
     class Settings:
         name = "files"
         indexes = [
             IndexModel([("version_id", ASCENDING), ("path", ASCENDING)], name="path", unique=True),
             IndexModel(
-                [("sha256", ASCENDING), ("model_id", ASCENDING), ("_id", ASCENDING)], name="sha256"
+                [("sha256", ASCENDING), ("model_id", ASCENDING), ("listed", ASCENDING)],
+                name="sha256",
             ),
         ]
 

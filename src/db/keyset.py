@@ -19,7 +19,7 @@ from modelharbor.errors import BadUserInput
 
 from .base import Row
 
-MAX_CURSOR: Final = 1024  # characters; the longest that we give out is well below
+MAX_CURSOR: Final = 8192  # characters; a path of 1,024 characters of 4 bytes each gives 5,600
 
 
 class Filter(Hashable):
@@ -114,7 +114,7 @@ def _checked(kind: Sorted, value: Any) -> Any:
     match kind:
         case Sorted.TEXT if isinstance(value, str):
             return value
-        case Sorted.WHOLE if type(value) is int and abs(value) < 2**63:
+        case Sorted.WHOLE if type(value) is int and -(2**63) <= value < 2**63:
             return value
         case Sorted.NUMBER | Sorted.SCORE if type(value) in (int, float):
             return float(value)
@@ -183,3 +183,7 @@ def _both(one: Row, other: Row) -> Row:
     if one.keys() & other.keys():
         return {"$and": [one, other]}
     return {**one, **other}
+
+
+MAX_PAGE: Final = 100  # rows that a page may be asked for
+DEFAULT_PAGE: Final = 20  # rows of a page when nobody says how many

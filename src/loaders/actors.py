@@ -1,13 +1,9 @@
 """People and organizations, and who belongs where."""
 
-from collections.abc import Sequence
-
 from bson import ObjectId
 
 from modelharbor.db.actors import ActorDocument, MembershipDocument
 from modelharbor.db.base import Row
-from modelharbor.db.conditions import NOTHING
-from modelharbor.db.keyset import Filter
 from modelharbor.db.tokens import TokenDocument
 
 from .base import Loader
@@ -21,25 +17,9 @@ class ActorByIdLoader(RowByIdLoader):
     collection, document = "actors", ActorDocument
     always = frozenset({"_id", "kind"})
 
-    async def batch_load(self, keys: list[ObjectId]) -> Sequence[Row | Exception | None]:
+    async def batch_load(self, keys: list[ObjectId]) -> list[Row | None]:
         found = await super().batch_load(keys)
-        return [
-            row and {**row, "__typename": row["kind"]}
-            for row in found
-            if not isinstance(row, Exception)
-        ]
-
-
-class ActorByLoginLoader(Loader[str, Row | None, None]):
-    """By login, in any case."""
-
-    document = ActorDocument
-
-    async def batch_load(self, keys: list[str]) -> list[Row | None]:
-        lower = {key: key.lower() for key in keys}
-        rows = await self.find("actors", {"login_lower": {"$in": list(lower.values())}})
-        by_login = {row["login_lower"]: {**row, "__typename": row["kind"]} for row in rows}
-        return [by_login.get(lower[key]) for key in keys]
+        return [row and {**row, "__typename": row["kind"]} for row in found]
 
 
 class ViewerLoader(Loader[str, Row | None, None]):
@@ -52,12 +32,12 @@ class ViewerLoader(Loader[str, Row | None, None]):
 
 
 class MembershipByIdLoader(RowByIdLoader):
-    """Memberships of organizations that the viewer belongs to, and the viewer's own."""
+    """Memberships of organizations that the viewer belongs to."""
 
     collection, document = "memberships", MembershipDocument
 
     def base(self) -> Row:
-        return {"organization_id": {"$in": list(self.reads.viewer.roles)}}
+        return {"organization_id": {"$in": list(self.reads.viewer.belongs)}}
 
 
 class MembersByOrganizationLoader(PageLoader[ObjectId]):
@@ -65,37 +45,48 @@ class MembersByOrganizationLoader(PageLoader[ObjectId]):
 
     collection, parent, document = "memberships", "organization_id", MembershipDocument
 
-    async def batch_load(self, keys: list[ObjectId]) -> Sequence[Row | Exception | None]:
-        mine = [key for key in keys if key in self.reads.viewer.roles]
+    async def batch_load(self, keys: list[ObjectId]) -> list[Row | None]:
+        mine = [key for key in keys if key in self.reads.viewer.belongs]
         found = dict(zip(mine, await super().batch_load(mine), strict=True)) if mine else {}
         return [found.get(key) or self.empty(key) for key in keys]
 
     def empty(self, key: ObjectId) -> Row:
-        return {**self.page(key, []), "total": Total(self.collection, query=Filter(NOTHING))}
+        return {**self.page(key, []), "total": Total(self.collection, key, known=0)}
 
 
 class OrganizationsByUserLoader(PageLoader[ObjectId]):
-    """The organizations of people, as far as the viewer belongs to them too."""
+    """The organizations of people, as far as the viewer belongs to them too.
+
+    These are few: all are read for all people, and the pages cut here.
+    """
 
     collection, document = "actors", ActorDocument
 
-    async def batch_load(self, keys: list[ObjectId]) -> Sequence[Row | Exception | None]:
+    async def batch_load(self, keys: list[ObjectId]) -> list[Row | None]:
         shared = {
             "user_id": {"$in": keys},
-            "organization_id": {"$in": list(self.reads.viewer.roles)},
+            "organization_id": {"$in": list(self.reads.viewer.belongs)},
         }
-        found = await self.find("memberships", shared, ["user_id", "organization_id"])
-        return [await self._page(key, found) for key in keys]
+        memberships = await self.find("memberships", shared, ["user_id", "organization_id"])
+        found: dict[ObjectId, list[ObjectId]] = {key: [] for key in keys}
+        for row in memberships:
+            found[row["user_id"]].append(row["organization_id"])
+        ids = list({each for listed in found.values() for each in listed})
+        rows = await self.find("actors", {"_id": {"$in": ids}}) if ids else []
+        by_id = {row["_id"]: {**row, "__typename": row["kind"]} for row in rows}
+        return [self.cut(key, [by_id[each] for each in found[key]]) for key in keys]
 
-    async def _page(self, user_id: ObjectId, memberships: list[Row]) -> Row:
-        ids = [row["organization_id"] for row in memberships if row["user_id"] == user_id]
-        query = {"_id": {"$in": ids}}
-        page = self.page(user_id, await self.one(query))
-        return {
-            **page,
-            "nodes": [{**row, "__typename": row["kind"]} for row in page["nodes"]],
-            "total": Total("actors", query=Filter(query)),
-        }
+    def cut(self, key: ObjectId, rows: list[Row]) -> Row:
+        """One page of the rows, by id."""
+        window = self.arguments
+        between = [
+            row
+            for row in sorted(rows, key=lambda row: row["_id"], reverse=window.direction < 0)
+            if (window.after is None or row["_id"] > window.after.id)
+            and (window.before is None or row["_id"] < window.before.id)
+        ]
+        page = self.page(key, between[: window.limit + 1])
+        return {**page, "total": Total("actors", key, known=len(rows))}
 
 
 class TokenByIdLoader(RowByIdLoader):
@@ -104,7 +95,7 @@ class TokenByIdLoader(RowByIdLoader):
     collection, document = "tokens", TokenDocument
 
     def base(self) -> Row:
-        return {"user_id": self.reads.viewer.user_id, "revoked_at": None}
+        return {"user_id": self.reads.viewer.reads_as, "revoked_at": None}
 
 
 class TokensByUserLoader(PageLoader[ObjectId]):
@@ -115,7 +106,9 @@ class TokensByUserLoader(PageLoader[ObjectId]):
     def base(self) -> Row:
         return {"revoked_at": None}
 
-    async def batch_load(self, keys: list[ObjectId]) -> Sequence[Row | Exception | None]:
-        mine = self.reads.viewer.user_id
-        found = await super().batch_load([mine]) if mine in keys and mine is not None else [None]
-        return [found[0] if key == mine else None for key in keys]
+    async def batch_load(self, keys: list[ObjectId]) -> list[Row | None]:
+        mine = self.reads.viewer.reads_as
+        if mine is None or mine not in keys:
+            return [None for _ in keys]
+        [found] = await super().batch_load([mine])
+        return [found if key == mine else None for key in keys]

@@ -1,15 +1,14 @@
 """Files of versions, and where their contents are."""
 
-from collections.abc import Hashable
-
 from bson import ObjectId
 
 from modelharbor.db.base import Row
 from modelharbor.db.files import FileDocument
 from modelharbor.db.tokens import Permission
 
-from .base import Loader
-from .pages import PageLoader, Total, in_visible_models
+from .base import ROOT, Loader
+from .models import NOT_DELETED, HoldersByContentsLoader
+from .pages import PageLoader, Total
 from .rows import RowByIdLoader
 
 
@@ -17,6 +16,9 @@ class FileByIdLoader(RowByIdLoader):
     """Files of versions that were reached."""
 
     collection, document = "files", FileDocument
+
+    def base(self) -> Row:
+        return NOT_DELETED
 
 
 class FilesByVersionLoader(PageLoader[ObjectId]):
@@ -40,48 +42,21 @@ class FilesByContentsLoader(PageLoader[str]):
 
     collection, document = "files", FileDocument
 
-    async def one(self, query: Row) -> list[Row]:
-        window = self.arguments
-        cursor = await self.reads.database.data["files"].aggregate(
-            [
-                {"$match": window.between(query)},
-                {"$sort": window.sort},
-                *in_visible_models(self.reads.viewer),
-                {"$limit": window.limit + 1},
-                *([{"$project": self.projection}] if self.projection else []),
-            ],
-            maxTimeMS=self.reads.database.query_timeout_ms,
-            batchSize=window.limit + 2,
-        )
-        return await cursor.to_list()
-
-    def total(self, key: Hashable) -> Total:
-        return Total("files", key, query=self.arguments.query, through_models=True)
+    async def batch_load(self, keys: list[str]) -> list[Row | None]:
+        wanted = self.arguments.query.data
+        holders = await self.reads.loader(HoldersByContentsLoader, None).load(wanted["sha256"])
+        query = {**wanted, **NOT_DELETED, "model_id": {"$in": list(holders)}}
+        page = self.page(ROOT, await self.one(query) if holders else [])
+        page["total"] = Total("files", known=sum(holders.values()))
+        return [page for _ in keys]
 
 
-class CopiesByContentsLoader(Loader[str, int, None]):
-    """How many files have the contents, in models that the viewer may see."""
+class OthersByContentsLoader(Loader[str, int, None]):
+    """How many other files have the contents of a file, in models that the viewer may see."""
 
     async def batch_load(self, keys: list[str]) -> list[int]:
-        cursor = await self.reads.database.data["files"].aggregate(
-            [
-                {"$match": {"sha256": {"$in": keys}}},
-                {"$project": {"sha256": 1, "model_id": 1}},
-                *in_visible_models(self.reads.viewer),
-                {"$group": {"_id": "$sha256", "count": {"$sum": 1}}},
-            ],
-            maxTimeMS=self.reads.database.query_timeout_ms,
-            batchSize=len(keys) + 1,
-        )
-        counts = {row["_id"]: row["count"] async for row in cursor}
-        return [counts.get(key, 0) for key in keys]
-
-
-class OthersByContentsLoader(CopiesByContentsLoader):
-    """How many other files have the contents of a file."""
-
-    async def batch_load(self, keys: list[str]) -> list[int]:
-        return [max(0, count - 1) for count in await super().batch_load(keys)]
+        holders = await self.reads.loader(HoldersByContentsLoader, None).load_many(keys)
+        return [max(0, sum(found.values()) - 1) for found in holders]
 
 
 class DownloadLinkLoader(Loader[tuple[ObjectId, ObjectId, str], str | None, int]):

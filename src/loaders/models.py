@@ -1,8 +1,8 @@
 """Models, and what belongs to each: card, aliases, likes, facets."""
 
-from collections.abc import Sequence
+import asyncio
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final
 
 import orjson
 from bson import ObjectId
@@ -13,7 +13,7 @@ from modelharbor.db.conditions import all_of
 from modelharbor.db.keyset import Filter, Sorted
 from modelharbor.db.models import CardDocument, ModelDocument
 
-from .base import Loader
+from .base import Loader, Reads
 from .pages import PageLoader, Total
 from .rows import RowByIdLoader
 from .search import text_search
@@ -21,7 +21,8 @@ from .search import text_search
 CACHE_SECONDS: Final = 30  # how old an estimate or a facet may be
 WITH_CONTENTS: Final = "file_sha256"
 """Stands in a filter for `_id`s that must be looked up: models that hold a file with this hash."""
-MAX_HOLDERS: Final = 10_000
+NOT_DELETED: Final[Row] = {"listed": {"$ne": False}}
+"""Of files: their version is not deleted."""
 
 
 class ModelByIdLoader(RowByIdLoader):
@@ -56,18 +57,45 @@ class ModelByNameLoader(Loader[str, Row | None, ModelName | ObjectId | None]):
         return [rows[0] if rows else None for _ in keys]
 
 
-async def with_holders(loader: Loader[Any, Any, Any], query: Row) -> Row:
-    """The filter with each `file_sha256` in it replaced by the ids of the models that hold it."""
-    if WITH_CONTENTS in query:
-        found = await loader.reads.database.data["files"].distinct(
-            "model_id",
-            {"sha256": query[WITH_CONTENTS]},
-            maxTimeMS=loader.reads.database.query_timeout_ms,
+class HoldersByContentsLoader(Loader[str, dict[ObjectId, int], None]):
+    """Which models hold contents, and in how many files: models that the viewer may see.
+
+    Two commands for all hashes: the files by their index, then their models by id.
+    """
+
+    async def batch_load(self, keys: list[str]) -> list[dict[ObjectId, int]]:
+        cursor = await self.reads.database.data["files"].aggregate(
+            [
+                {"$match": {"sha256": {"$in": keys}, **NOT_DELETED}},
+                {
+                    "$group": {
+                        "_id": {"sha256": "$sha256", "model_id": "$model_id"},
+                        "count": {"$sum": 1},
+                    }
+                },
+            ],
+            maxTimeMS=self.reads.database.query_timeout_ms,
+            batchSize=10_000,
         )
+        groups = await cursor.to_list()
+        ids = list({group["_id"]["model_id"] for group in groups})
+        visible = {"_id": {"$in": ids}, **self.reads.viewer.visible}
+        seen = {row["_id"] for row in await self.find("models", visible, ["_id"])}
+        found: dict[str, dict[ObjectId, int]] = {key: {} for key in keys}
+        for group in groups:
+            if group["_id"]["model_id"] in seen:
+                found[group["_id"]["sha256"]][group["_id"]["model_id"]] = group["count"]
+        return [found[key] for key in keys]
+
+
+async def with_holders(reads: Reads, query: Row) -> Row:
+    """The filter with `file_sha256` in it replaced by the ids of the models that hold it."""
+    if WITH_CONTENTS in query:
+        holders = await reads.loader(HoldersByContentsLoader, None).load(query[WITH_CONTENTS])
         rest = {key: value for key, value in query.items() if key != WITH_CONTENTS}
-        query = all_of([rest, {"_id": {"$in": found[:MAX_HOLDERS]}}])
+        query = all_of([rest, {"_id": {"$in": list(holders)}}])
     return {
-        key: [await with_holders(loader, part) for part in value]
+        key: [await with_holders(reads, part) for part in value]
         if key in ("$and", "$or", "$nor")
         else value
         for key, value in query.items()
@@ -82,24 +110,23 @@ class ModelPageLoader(PageLoader[str]):
     def base(self) -> Row:
         return self.reads.viewer.visible
 
-    async def batch_load(self, keys: list[str]) -> Sequence[Row | Exception | None]:
-        query = await with_holders(self, self.query)
+    async def batch_load(self, keys: list[str]) -> list[Row | None]:
+        query = await with_holders(self.reads, self.query)
         page = self.page("root", await self.one(query))
-        page["total"] = Total("models", query=Filter(query))
+        page["total"] = Total("models", query=Filter(all_of([self.once, query])))
         return [page for _ in keys]
 
     @property
-    def query(self) -> Row:
+    def once(self) -> Row:
         search = self.arguments.search
-        words = {"$text": {"$search": text_search(search)}} if search is not None else {}
-        return all_of([words, self.base(), self.arguments.query.data])
+        return {"$text": {"$search": text_search(search)}} if search is not None else {}
 
     async def one(self, query: Row) -> list[Row]:
         window = self.arguments
         if window.order.kind is not Sorted.SCORE:
             return await super().one(query)
         pipeline: list[Row] = [
-            {"$match": query},
+            {"$match": all_of([self.once, query])},
             {"$set": {"score": {"$meta": "textScore"}}},
             {"$match": window.between({})},
             {"$sort": window.sort},
@@ -117,7 +144,7 @@ class EstimateLoader(Loader[Total, int, None]):
     """Counts that may be as old as the cache keeps them."""
 
     async def batch_load(self, keys: list[Total]) -> list[int]:
-        return [await self.estimate(total) for total in keys]
+        return await asyncio.gather(*[self.estimate(total) for total in keys])
 
     async def estimate(self, total: Total) -> int:
         query = total.query or Filter({})
@@ -142,9 +169,12 @@ class FacetsLoader(Loader[Total, list[Row], FacetsWanted]):
     """The most frequent values of fields, among all models of a list."""
 
     async def batch_load(self, keys: list[Total]) -> list[list[Row]]:
-        return [
-            [await self.facet(total, *field) for field in self.arguments.fields] for total in keys
-        ]
+        return await asyncio.gather(*[self.facets(total) for total in keys])
+
+    async def facets(self, total: Total) -> list[Row]:
+        return await asyncio.gather(
+            *[self.facet(total, name, path) for name, path in self.arguments.fields]
+        )
 
     async def facet(self, total: Total, name: str, path: str) -> Row:
         query = total.query or Filter({})

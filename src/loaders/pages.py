@@ -5,7 +5,6 @@ from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, TypeVar
 
-from modelharbor.auth.viewer import Viewer
 from modelharbor.db.base import Row
 from modelharbor.db.conditions import all_of
 from modelharbor.db.keyset import Filter, Window
@@ -28,55 +27,42 @@ class Total:
     query: Filter | None = None
     parent: str | None = None
     counter: str | None = None
-    through_models: bool = False  # only rows whose model the viewer may see
+    known: int | None = None  # counted already
     also: "Total | None" = None  # added to it
-
-
-def in_visible_models(viewer: Viewer) -> list[Row]:
-    """Stages that keep the rows whose model the viewer may see."""
-    return [
-        {
-            "$lookup": {
-                "from": "models",
-                "localField": "model_id",
-                "foreignField": "_id",
-                "pipeline": [{"$match": viewer.visible}, {"$project": {"_id": 1}}],
-                "as": "visible",
-            }
-        },
-        {"$match": {"visible": {"$ne": []}}},
-        {"$unset": "visible"},
-    ]
 
 
 class TotalLoader(Loader[Total, int, None]):
     """How many rows lists have: one command for those that differ in their parent only."""
 
     async def batch_load(self, keys: list[Total]) -> list[int]:
-        found: dict[Total, int] = {}
         groups: dict[Hashable, list[Total]] = {}
         for total in keys:
-            if total.parent is None and total.counter is None:
-                found[total] = await self.count(total)
-            else:
-                together = (total.collection, total.query, total.parent, total.counter)
-                groups.setdefault(together, []).append(total)
-        for totals in groups.values():
-            counts = await (self.counters(totals) if totals[0].counter else self.grouped(totals))
-            found.update({total: counts.get(total.key, 0) for total in totals})
+            alone = total.parent is None and total.counter is None
+            together = (
+                total if alone else (total.collection, total.query, total.parent, total.counter)
+            )
+            groups.setdefault(together, []).append(total)
+        counted = await asyncio.gather(*[self.counts(totals) for totals in groups.values()])
+        found = {total: count for counts in counted for total, count in counts.items()}
         return [found[total] for total in keys]
+
+    async def counts(self, totals: Sequence[Total]) -> dict[Total, int]:
+        """Of totals that differ in their key only."""
+        if totals[0].counter is not None:
+            by_key = await self.counters(totals)
+        elif totals[0].parent is not None:
+            by_key = await self.grouped(totals)
+        else:
+            return {totals[0]: await self.count(totals[0])}
+        return {total: by_key.get(total.key, 0) for total in totals}
 
     async def count(self, total: Total) -> int:
         if total.also is not None:
             alone = replace(total, also=None)
             return sum(await asyncio.gather(self.count(alone), self.count(total.also)))
+        if total.known is not None:
+            return total.known
         query = total.query.data if total.query else {}
-        if total.through_models:
-            cursor = await self.reads.database.data[total.collection].aggregate(
-                [{"$match": query}, *in_visible_models(self.reads.viewer), {"$count": "count"}],
-                maxTimeMS=self.reads.database.query_timeout_ms,
-            )
-            return sum([row["count"] async for row in cursor])
         return await self.reads.database.data[total.collection].count_documents(
             query,
             maxTimeMS=self.reads.database.query_timeout_ms,
@@ -122,7 +108,7 @@ class PageLoader(Loader[K, Row | None, Window]):
         """The filter that always holds: who may see what."""
         return {}
 
-    async def batch_load(self, keys: list[K]) -> Sequence[Row | Exception | None]:
+    async def batch_load(self, keys: list[K]) -> list[Row | None]:
         if self.parent is None:
             page = self.page(ROOT, await self.one(self.query))
             return [page for _ in keys]
@@ -134,6 +120,11 @@ class PageLoader(Loader[K, Row | None, Window]):
         return [self.page(key, found[key]) for key in keys]
 
     @property
+    def once(self) -> Row:
+        """A condition that may stand in a query once only, such as `$text`."""
+        return {}
+
+    @property
     def query(self) -> Row:
         """What the rows match, apart from their parent."""
         return all_of([self.base(), self.arguments.query.data])
@@ -143,7 +134,7 @@ class PageLoader(Loader[K, Row | None, Window]):
         window = self.arguments
         return await (
             self.reads.database.data[self.collection]
-            .find(window.between(query), self.projection)
+            .find(all_of([self.once, window.between(query)]), self.projection)
             .sort(window.sort)
             .limit(window.limit + 1)
             .batch_size(window.limit + 2)

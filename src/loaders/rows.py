@@ -1,6 +1,5 @@
 """Rows of a collection by their id."""
 
-from collections.abc import Sequence
 from typing import ClassVar
 
 from bson import ObjectId
@@ -20,7 +19,7 @@ class RowByIdLoader(Loader[ObjectId, Row | None, None]):
         """The filter that always holds: who may see what."""
         return {}
 
-    async def batch_load(self, keys: list[ObjectId]) -> Sequence[Row | Exception | None]:
+    async def batch_load(self, keys: list[ObjectId]) -> list[Row | None]:
         wanted = keys[0] if len(keys) == 1 else {"$in": keys}
         names = self.fields | self.always if self.fields else ()
         rows = await self.find(self.collection, {"_id": wanted, **self.base()}, names)

@@ -3,13 +3,12 @@
 import asyncio
 import html
 import re
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
 from modelharbor.db.actors import ActorKind
 from modelharbor.db.base import Row
-from modelharbor.db.conditions import NOTHING, all_of
+from modelharbor.db.conditions import all_of
 from modelharbor.db.keyset import Filter, Order, Sorted, Window
 from modelharbor.db.models import ModelState
 from modelharbor.errors import BadUserInput
@@ -49,7 +48,7 @@ class SearchWanted:
 class SearchLoader(Loader[str, Row, SearchWanted]):
     """A page over several collections, best first: each gives its own page, merged by score."""
 
-    async def batch_load(self, keys: list[str]) -> Sequence[Row | Exception]:
+    async def batch_load(self, keys: list[str]) -> list[Row]:
         window = self.arguments.window
         sources = self.sources()
         found = await asyncio.gather(*[self.one(name, query) for name, query in sources])
@@ -62,7 +61,7 @@ class SearchLoader(Loader[str, Row, SearchWanted]):
         nodes = merged[: window.limit]
         if window.backward:
             nodes.reverse()
-        total = Total("models", query=Filter(NOTHING))
+        total: Total | None = None
         for name, query in sources:
             total = Total(name, query=Filter(query), also=total)
         page = {
@@ -70,7 +69,7 @@ class SearchLoader(Loader[str, Row, SearchWanted]):
             "window": window,
             "has_next": window.before is not None if window.backward else more,
             "has_previous": more if window.backward else window.after is not None,
-            "total": total,
+            "total": total or Total("models", known=0),
         }
         return [page for _ in keys]
 

@@ -30,7 +30,9 @@ class GrantRoleInput:
     actor_id: strawberry.ID = strawberry.field(
         description="Who gets it: a person; on a model also an organization."
     )
-    role: Role | None = strawberry.field(default=None, description="The role; null takes it away.")
+    role: Role | None = strawberry.field(
+        default=strawberry.UNSET, description="The role; null takes it away."
+    )
 
 
 @strawberry.input(description="A new token of your own.")
@@ -68,6 +70,10 @@ class AccessMutation:
         if actor is None or actor.typename not in ("User", "Organization"):
             raise Refused(
                 ErrorCode.NOT_FOUND, "There is no such person or organization.", "actorId"
+            )
+        if input.role is strawberry.UNSET:
+            raise Refused(
+                ErrorCode.BAD_INPUT, "Say which role; null takes the one that is held away.", "role"
             )
         await grants.grant_role(
             info.context.database,

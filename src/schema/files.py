@@ -37,7 +37,7 @@ def files_window(
     ] = None,
 ) -> Window:
     parts = [
-        conditions.text("path", eq=None, one_of=None, prefix=path_prefix, contains=None),
+        conditions.text("path", prefix=path_prefix),
         conditions.one_of("role", [each.value for each in role]) if role is not None else {},
     ]
     return window(BY_PATH, first, after, last, before, Filter(conditions.all_of(parts)))

@@ -69,7 +69,7 @@ class DateTimeRange:
     lte: datetime | None = strawberry.field(default=None, description="Then or earlier.")
 
 
-def text(path: str, *, lower: bool = False) -> Callable[[StringFilter], Row]:
+def text(path: str, *, lower: bool = False, in_list: bool = False) -> Callable[[StringFilter], Row]:
     """`lower`: the stored text is in lower case, and case does not matter."""
 
     def fold(value: str | None) -> str | None:
@@ -83,6 +83,7 @@ def text(path: str, *, lower: bool = False) -> Callable[[StringFilter], Row]:
             one_of=one_of,
             prefix=fold(given.prefix),
             contains=fold(given.contains),
+            in_list=in_list,
         )
 
     return condition
@@ -120,7 +121,7 @@ def properties(given: list[PropertyFilter]) -> Row:
 
 
 def alias_name(given: str) -> Row:
-    return conditions.text("aliases.name", eq=given, one_of=None, prefix=None, contains=None)
+    return conditions.text("aliases.name", eq=given)
 
 
 def with_contents(given: SHA256) -> Row:
@@ -154,7 +155,9 @@ class ModelFilter:
     task: StringFilter | None = matching(text("task"), description="Task.")
     library: StringFilter | None = matching(text("library"), description="Library.")
     license: StringFilter | None = matching(text("license"), description="Licence.")
-    language: StringFilter | None = matching(text("languages"), description="One of its languages.")
+    language: StringFilter | None = matching(
+        text("languages", in_list=True), description="One of its languages."
+    )
     tags: StringListFilter | None = matching(text_list("tags"), description="Tags.")
     property: list[PropertyFilter] | None = matching(properties, description="Own properties.")
     visibility: list[Visibility] | None = matching(
@@ -198,6 +201,7 @@ class Compiler:
 
     def __init__(self) -> None:
         self.leaves = 0
+        self.contents = 0
 
     def compiled(self, given: Any, depth: int = 1) -> Row:
         if depth > MAX_DEPTH:
@@ -208,10 +212,13 @@ class Compiler:
             if value is None:
                 continue
             if field.name in ("and_", "or_", "not_"):
-                self.count(1)
+                self.count(max(1, len(value)) if isinstance(value, list) else 1)
                 parts.append(self.combined(field.name, value, depth + 1))
             else:
-                self.count(len(value) if isinstance(value, list) else 1)
+                self.count(len(value) if field.name == "property" else 1)
+                self.contents += field.name == "file_sha256"
+                if self.contents > 1:
+                    raise BadUserInput("A filter looks for the contents of one file at most.")
                 parts.append(field.metadata[MATCH](value))
         return conditions.all_of(parts)
 

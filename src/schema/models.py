@@ -78,7 +78,7 @@ def version_wanted(
         raise BadUserInput("Give `number` or `alias`, not both.")
     if number is None and alias is None:
         raise BadUserInput("Give `number` or `alias`.")
-    return VersionWanted(number, alias)
+    return VersionWanted(number, None if alias == "latest" else alias)
 
 
 def model_aliases(_id: ObjectId, aliases: list[Row]) -> Any:
@@ -106,7 +106,7 @@ class Model(Node):
     display_name: str | None = strawberry.field(description="Name to show.")
     summary: str | None = strawberry.field(description="One line about it.")
     card: ModelCard | None = loaded(
-        CardByModelLoader, key="_id", description="Its description.", directives=(Cost(weight=2),)
+        CardByModelLoader, key="_id", description="Its description.", directives=(Cost(weight=20),)
     )
     task: str | None = strawberry.field(description="What it does, such as text-generation.")
     library: str | None = strawberry.field(description="What loads it, such as transformers.")
@@ -246,5 +246,5 @@ class ModelConnection(Connection[Model]):
         key="total",
         arguments=facets_wanted,
         description="The most frequent values among all models of the list, half a minute old at most.",
-        directives=(Cost(weight=10),),
+        directives=(Cost(weight=10, multipliers=["fields"]),),
     )

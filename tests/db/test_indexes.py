@@ -18,7 +18,6 @@ from tests.explaining import Captured, explained
 pytestmark = pytest.mark.anyio
 
 ELSEWHERE = {
-    ("models", "deleted"): "for the clean-up of deleted models",
     ("events", "model"): "history of one model",
     ("idempotency", "key"): "unique: one answer for one key",
     ("idempotency", "expires"): "TTL",
@@ -124,7 +123,7 @@ async def test_canonical_queries_and_indexes_belong_together(
                 if "indexName" in stage:
                     used.add((collection, stage["indexName"]))
                 if "indexesUsed" in stage:
-                    looked = _lookups(command)
+                    looked = _lookups(command) or [collection]
                     used.update((looked[0], index) for index in stage["indexesUsed"])
     declared = {
         (document.get_collection_name(), index.index.document["name"])

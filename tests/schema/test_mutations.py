@@ -194,6 +194,10 @@ async def test_a_version_through_its_life(ask: Asker, database: Database) -> Non
     )
     assert by_id.data == {"node": {"__typename": "Alias", "id": alias_id, "name": "champion"}}
     resolved = await ask('{ resolve(ref: "alice/m@champion") { number } }')
+    latest = await ask(
+        '{ model(owner: "alice", name: "m") { version(alias: "latest") { number } } resolve(ref: "alice/m@latest") { number } }'
+    )
+    assert latest.data == {"model": {"version": {"number": 1}}, "resolve": {"number": 1}}
     assert resolved.data == {"resolve": {"number": 1}}
 
     held = await changed(ask, viewer, "deleteModelVersion", "deletedId", id=version_id)
@@ -251,6 +255,16 @@ async def test_roles_and_tokens(ask: Asker, database: Database) -> None:
         role="VIEWER",
     )
     assert granted == {"granted": True, "userErrors": []}
+    assert (await ask(seen, viewer_of(bob))).data == {"model": {"viewerCan": ["READ"]}}
+    forgotten = await changed(
+        ask,
+        viewer,
+        "grantRole",
+        "granted",
+        subjectId=global_id("Model", model.id),
+        actorId=global_id("User", bob.id),
+    )
+    assert [(e["code"], e["path"]) for e in forgotten["userErrors"]] == [("BAD_INPUT", ["role"])]
     assert (await ask(seen, viewer_of(bob))).data == {"model": {"viewerCan": ["READ"]}}
     refused = await changed(
         ask,

@@ -141,6 +141,35 @@ async def test_pages_do_not_shift_while_rows_come_and_go(ask: Asker, database: D
     assert before - gone <= set(seen), "a row that stayed was missed"
 
 
+@pytest.mark.parametrize("field", [*PATHS, "RELEVANCE"])
+async def test_a_search_walks_in_every_order(ask: Asker, database: Database, field: str) -> None:
+    await registry(database)
+    whole = await ask(STEP, first=100, field=field, direction="DESC", search="whale")
+    expected = [edge["node"]["name"] for edge in whole.data["models"]["edges"]]
+    assert len(expected) == 23
+    for forwards in (True, False):
+        found = await walked(ask, field, "DESC", forwards=forwards, search="whale")
+        assert found == expected
+
+
+async def test_a_cursor_of_the_longest_path_is_taken(ask: Asker, database: Database) -> None:
+    model = await insert_model(await insert_actor("acme"), "m")
+    paths = ["\U0001f40b" * 1023 + end for end in "ab"]
+    await insert_version(database, model, dict.fromkeys(paths, 1))
+    document = """
+    query($after: Cursor) { model(owner: "acme", name: "m") { latestVersion {
+      files(first: 1, after: $after) { nodes { path } pageInfo { endCursor } } } } }
+    """
+    after, seen = None, []
+    for _ in paths:
+        answer = await ask(document, after=after)
+        assert answer.errors == []
+        page = answer.data["model"]["latestVersion"]["files"]
+        seen += [node["path"] for node in page["nodes"]]
+        after = page["pageInfo"]["endCursor"]
+    assert seen == paths
+
+
 async def test_a_range_between_two_cursors(ask: Asker, database: Database) -> None:
     await registry(database)
     whole = await ask(STEP, first=100, field="LIKES", direction="DESC")

@@ -10,6 +10,7 @@ from modelharbor.auth.viewer import ANONYMOUS, Viewer
 from modelharbor.db.actors import ActorKind, MembershipDocument, Role
 from modelharbor.db.connection import Database
 from modelharbor.db.models import Grant, ModelState, Visibility
+from modelharbor.db.tokens import Permission
 from modelharbor.schema.nodes import global_id
 from tests.asking import Asker
 from tests.documents import insert_actor, insert_model, insert_version, viewer_of
@@ -209,6 +210,105 @@ async def test_only_members_see_members(ask: Asker, database: Database) -> None:
         page = answer.data["node"]["organizations"]
         assert [node["login"] for node in page["nodes"]] == logins
         assert page["totalCount"] == len(logins)
+
+
+async def test_files_of_deleted_versions_are_gone(ask: Asker, database: Database) -> None:
+    made = await world(database)
+    model = made.models["w-public"]
+    doomed = await insert_version(database, model, {"weights": 7})
+    file = await database.data["files"].find_one({"version_id": doomed.id})
+    assert file is not None
+    document = """
+    query($sha: SHA256!, $id: ID!) { node(id: $id) { id }
+      models(filter: {fileSha256: $sha}) { totalCount }
+      blob(sha256: $sha) { totalCount nodes { version { number } sharedWith } } }
+    """
+    given = {"sha": f"{7:064x}", "id": global_id("ModelFile", file["_id"])}
+    before = await ask(document, **given)
+    assert before.data["blob"]["totalCount"] == 2
+    admin = made.viewers["member"].user
+    viewer = Viewer(user=admin, roles={model.owner_id: Role.ADMIN}, scopes=frozenset(Permission))
+    gone = await ask(
+        "mutation($i: DeleteModelVersionInput!) { deleteModelVersion(input: $i) { deletedId userErrors { code } } }",
+        viewer,
+        i={"id": global_id("ModelVersion", doomed.id)},
+    )
+    assert gone.data["deleteModelVersion"]["userErrors"] == []
+    after = await ask(document, **given)
+    assert after.errors == []
+    assert after.data == {
+        "node": None,
+        "models": {"totalCount": 1},
+        "blob": {"totalCount": 1, "nodes": [{"version": {"number": 1}, "sharedWith": 0}]},
+    }
+
+
+async def test_copies_of_contents_are_counted_in_few_commands(
+    ask: Asker, database: Database
+) -> None:
+    """However many models hold them, and whoever may see these."""
+    made = await world(database)
+    document = "query($sha: SHA256!) { blob(sha256: $sha) { totalCount nodes { sharedWith } } }"
+    few = await ask(document, sha=f"{7:064x}")
+    assert few.data["blob"]["totalCount"] == 1
+    template = await database.data["files"].find_one({})
+    assert template is not None
+    del template["_id"]
+    foreign = made.models["w-private"].id
+    await database.data["files"].insert_many(
+        [
+            {**template, "model_id": foreign, "version_id": ObjectId(), "path": f"f{index}"}
+            for index in range(5_000)
+        ]
+    )
+    many = await ask(document, sha=f"{7:064x}")
+    assert many.data == few.data
+    assert many.commands == few.commands
+    assert len(many.commands) == 3
+
+
+async def test_organizations_of_many_people_are_read_together(
+    ask: Asker, database: Database
+) -> None:
+    made = await world(database)
+    acme = made.models["w-public"].owner_id
+    for index in range(12):
+        person = await insert_actor(f"person{index}")
+        await MembershipDocument(organization_id=acme, user_id=person.id, role=Role.VIEWER).insert()
+    document = """
+    query($id: ID!, $first: Int!) { node(id: $id) { ... on Organization { members(first: $first) {
+      nodes { user { organizations(first: 1) { totalCount nodes { login } } } } } } } }
+    """
+    counts = []
+    for first in (2, 13):
+        answer = await ask(
+            document, made.viewers["member"], id=global_id("Organization", acme), first=first
+        )
+        assert answer.errors == []
+        people = answer.data["node"]["members"]["nodes"]
+        assert [node["user"]["organizations"] for node in people] == [
+            {"totalCount": 1, "nodes": [{"login": "acme"}]}
+        ] * first
+        counts.append(len(answer.commands))
+    assert counts == [5, 5]
+
+
+async def test_a_token_without_read_sees_no_members_or_tokens(
+    ask: Asker, database: Database
+) -> None:
+    made = await world(database)
+    member = made.viewers["member"]
+    viewer = Viewer(user=member.user, roles=member.roles, scopes=frozenset({Permission.WRITE}))
+    answer = await ask(
+        "query($id: ID!) { viewer { login tokens { totalCount } organizations { totalCount } } node(id: $id) { ... on Organization { members { totalCount } } } }",
+        viewer,
+        id=global_id("Organization", made.models["w-public"].owner_id),
+    )
+    assert answer.errors == []
+    assert answer.data == {
+        "viewer": {"login": "member", "tokens": None, "organizations": {"totalCount": 0}},
+        "node": {"members": {"totalCount": 0}},
+    }
 
 
 async def test_a_token_without_read_sees_what_nobody_sees(ask: Asker, database: Database) -> None:
