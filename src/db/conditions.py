@@ -26,6 +26,7 @@ def text(
     prefix: str | None = None,
     contains: str | None = None,
     in_list: bool = False,
+    longest: int = MAX_TEXT,
 ) -> Row:
     """Conditions on a text; given together, all must hold. Expressions are escaped.
 
@@ -33,10 +34,11 @@ def text(
     """
     operators: Row = {}
     if eq is not None:
-        operators["$eq"] = _text(eq)
+        operators["$eq"] = _text(eq, longest)
     if one_of is not None:
-        operators["$in"] = [_text(value) for value in _values(one_of)]
-    begin, part = re.escape(_text(prefix or "")), re.escape(_text(contains or ""))
+        operators["$in"] = [_text(value, longest) for value in _values(one_of)]
+    begin = re.escape(_text(prefix or "", longest))
+    part = re.escape(_text(contains or "", longest))
     if prefix is not None and contains is not None:
         operators["$regex"] = f"^(?=[\\s\\S]*{part}){begin}"
     elif prefix is not None:
@@ -141,9 +143,9 @@ def none_of(part: Row) -> Row:
     return {"$nor": [part]}
 
 
-def _text(value: str) -> str:
-    if len(value) > MAX_TEXT:
-        raise BadUserInput(f"A value has {len(value)} characters; {MAX_TEXT} at most.")
+def _text(value: str, longest: int = MAX_TEXT) -> str:
+    if len(value) > longest:
+        raise BadUserInput(f"A value has {len(value)} characters; {longest} at most.")
     if "\0" in value:
         raise BadUserInput("A value holds a NUL character; leave it out.")
     return value

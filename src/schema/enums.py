@@ -40,7 +40,7 @@ describe(
     Permission,
     "One thing that someone may do.",
     {
-        "READ": "See what is not public.",
+        "READ": "See what is not public, and like models.",
         "DOWNLOAD": "Download files.",
         "WRITE": "Make and change models and versions; delete versions that are not published.",
         "PUBLISH": "Publish, archive and delete versions.",

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from .versions import ModelVersion
 
 MAX_EXPIRY = 7 * 24 * 3600  # seconds
+MAX_PATH = 1024  # characters
 
 
 def files_window(
@@ -37,7 +38,7 @@ def files_window(
     ] = None,
 ) -> Window:
     parts = [
-        conditions.text("path", prefix=path_prefix),
+        conditions.text("path", prefix=path_prefix, longest=MAX_PATH),
         conditions.one_of("role", [each.value for each in role]) if role is not None else {},
     ]
     return window(BY_PATH, first, after, last, before, Filter(conditions.all_of(parts)))
@@ -46,8 +47,8 @@ def files_window(
 def file_path(
     path: Annotated[str, strawberry.argument(description="Path within the version.")],
 ) -> str:
-    if len(path) > 1024 or "\0" in path:
-        raise BadUserInput("A path has 1,024 characters at most, none of them NUL.")
+    if len(path) > MAX_PATH or "\0" in path:
+        raise BadUserInput(f"A path has {MAX_PATH} characters at most, none of them NUL.")
     return path
 
 

@@ -223,7 +223,7 @@ async def test_files_of_deleted_versions_are_gone(ask: Asker, database: Database
       models(filter: {fileSha256: $sha}) { totalCount }
       blob(sha256: $sha) { totalCount nodes { version { number } sharedWith } } }
     """
-    given = {"sha": f"{7:064x}", "id": global_id("ModelFile", file["_id"])}
+    given: dict[str, Any] = {"sha": f"{7:064x}", "id": global_id("ModelFile", file["_id"])}
     before = await ask(document, **given)
     assert before.data["blob"]["totalCount"] == 2
     admin = made.viewers["member"].user
