@@ -25,7 +25,6 @@ class VersionDocument(BaseDocument):
     label: str | None = None
     description: str | None = None
     status: VersionStatus = VersionStatus.DRAFT
-    status_reason: str | None = None
     tags: list[str] = []
     properties: dict[str, Any] = {}
     digest: str | None = (

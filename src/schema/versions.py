@@ -72,7 +72,6 @@ class ModelVersion(Node):
     label: str | None = strawberry.field(description="A name of its own, such as v1.2.")
     description: str | None = strawberry.field(description="What is new in it.")
     status: VersionStatus = strawberry.field(description="Where it is in its life.")
-    status_reason: str | None = strawberry.field(description="Why it is there.")
     aliases: list[Alias] = loaded(
         AliasesByVersionLoader,
         key=("model_id", "_id"),
