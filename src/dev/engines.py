@@ -18,6 +18,7 @@ import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, Final
 
@@ -29,6 +30,7 @@ from modelharbor.dev import launch
 START_SECONDS = 60.0  # a mongod that was killed reads its journal first
 STOP_SECONDS = 15.0  # then SIGKILL; both engines survive that
 POLL_SECONDS = 0.02
+LAST_SECONDS = 10.0  # before its end, what an engine says is about its end
 REPLICA_SET = "rs0"
 NOT_YET_INITIALIZED, INVALID_REPLICA_SET_CONFIG = 94, 93  # MongoDB's error codes
 PACKAGES = {"libcurl.so.4": "libcurl4", "libssl.so.3": "libssl3", "libcrypto.so.3": "libssl3"}
@@ -75,9 +77,9 @@ class Child:
             return EngineError(
                 f"{self.name} needs the shared library {library}: {remedy}, or set {SETTINGS[self.name]}"
             )
-        return EngineError(
-            f"{self.name} ended with code {code}: {_last_words(written)} (log: {self.log})"
-        )
+        words = _last_words(written, datetime.now(UTC), lines=code is None or code >= 0)
+        told = f": {words}" if words else ""
+        return EngineError(f"{self.name} {_end(code)}{told} (log: {self.log})")
 
 
 SETTINGS: Final = {"mongod": "MODELHARBOR_MONGO_URL", "redis-server": "MODELHARBOR_REDIS_URL"}
@@ -347,15 +349,34 @@ def _free_port(wish: int | None) -> int:
         return int(probe.getsockname()[1])
 
 
-def _last_words(written: str) -> str:
-    """The last line, or the last error where the lines are mongod's JSON; one line of 300 characters at most."""
-    words = "it says nothing"
+def _end(code: int | None) -> str:
+    if code is None or code >= 0:
+        return f"ended with code {code}"
+    try:
+        return f"was ended by {signal.Signals(-code).name}"
+    except ValueError:  # real-time signals have no names
+        return f"was ended by signal {-code}"
+
+
+def _last_words(written: str, ended: datetime, *, lines: bool) -> str:
+    """Why it ended, in one line of 300 characters at most; empty where the log does not say.
+
+    Of mongod's JSON that is the last error of its last seconds: errors of a client's making are
+    logged with it too, as mere information. Of other `lines` it is the last.
+    """
+    words, error, since = "", "", ended - timedelta(seconds=LAST_SECONDS)
     for line in written.splitlines():
         try:
             entry = json.loads(line)
-        except ValueError:
-            words = line if line.strip() else words
-        else:
-            if isinstance(entry, dict) and "error" in entry.get("attr", {}):
-                words = f"{entry['msg']}: {entry['attr']['error']}"
-    return " ".join(words.split())[:300]
+            severe = (
+                entry["s"] in ("E", "F") and datetime.fromisoformat(entry["t"]["$date"]) >= since
+            )
+        except (ValueError, LookupError, TypeError):
+            words = line if lines and line.strip() else words
+            continue
+        if severe:
+            cause = (entry.get("attr") or {}).get("error")
+            # What follows an error with a cause is how mongod goes down from it.
+            if cause or not error:
+                error = f"{entry['msg']}: {cause}" if cause else entry["msg"]
+    return " ".join((error or words).split())[:300]

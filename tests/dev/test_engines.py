@@ -9,6 +9,8 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import psutil
@@ -248,8 +250,66 @@ async def test_an_engine_that_ends_is_noticed(tmp_path: Path) -> None:
         (redis,) = engines.running
         redis.process.kill()
         redis.process.wait(PATIENCE_SECONDS)
-        with pytest.raises(EngineError, match=r"^redis-server ended with code -9: "):
+        with pytest.raises(EngineError) as raised:
             engines.check()
+        assert str(raised.value) == (
+            f"redis-server was ended by SIGKILL (log: {tmp_path / 'redis-server.log'})"
+        )
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A line of mongod's log."""
+
+    severity: str
+    seconds_ago: int
+    message: str
+    error: object = None
+
+    def __str__(self) -> str:
+        at = datetime.now(UTC) - timedelta(seconds=self.seconds_ago)
+        attributes = {"error": self.error} if self.error else {}
+        return json.dumps(
+            {
+                "t": {"$date": at.isoformat()},
+                "s": self.severity,
+                "msg": self.message,
+                "attr": attributes,
+            }
+        )
+
+
+DUPLICATE = {"code": 11000, "errmsg": "E11000 duplicate key error { name: 'private' }"}
+HARMLESS = Entry("I", 1, "Slow query", DUPLICATE)
+
+
+@pytest.mark.parametrize(
+    ("lines", "end", "told"),
+    [
+        ([HARMLESS], "kill -9 $$", "was ended by SIGKILL"),
+        ([HARMLESS], "exit 3", "ended with code 3"),
+        ([Entry("E", 60, "Long ago", "x"), HARMLESS], "exit 3", "ended with code 3"),
+        (["Killed lines"], "kill -9 $$", "was ended by SIGKILL"),
+        ([HARMLESS], "kill -40 $$", "was ended by signal 40"),
+        (
+            [Entry("F", 0, "Out of space", "no\nroom"), Entry("F", 0, "aborting"), HARMLESS],
+            "kill -ABRT $$",
+            "was ended by SIGABRT: Out of space: no room",
+        ),
+        ([Entry("E", 0, "Broken")], "exit 14", "ended with code 14: Broken"),
+        (["5", "null", '{"s": "E"}', "last line", ""], "exit 1", "ended with code 1: last line"),
+    ],
+    ids=range(8),
+)
+async def test_what_an_engine_that_ended_is_said_to_have_died_of(
+    lines: list[Entry | str], end: str, told: str, tmp_path: Path
+) -> None:
+    (tmp_path / "words").write_text("\n".join(map(str, lines)) + "\n")
+    program = tmp_path / "program"
+    executable(program, f"#!/bin/sh\ncat '{tmp_path / 'words'}'\n{end}\n")
+    async with run_child(tmp_path, "mongod", program) as child:
+        child.process.wait(PATIENCE_SECONDS)
+        assert str(child.failure()) == f"mongod {told} (log: {tmp_path / 'mongod.log'})"
 
 
 async def test_when_the_second_engine_cannot_start_the_first_is_ended(
