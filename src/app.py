@@ -61,7 +61,7 @@ def create_app(
                 secret_key=secret_key(settings),
             )
 
-    return Starlette(
+    app = Starlette(
         routes=[
             Route("/graphql", GraphQLEndpoint(schema or served_schema, settings, graphiql_page)),
             *health_routes(),
@@ -72,6 +72,8 @@ def create_app(
         exception_handlers={HTTPException: http_error, HarborError: harbor_error},
         lifespan=lifespan,
     )
+    app.router.redirect_slashes = False  # it would lead to whatever host the client named
+    return app
 
 
 def _middleware(settings: Settings) -> list[Middleware]:

@@ -74,6 +74,9 @@ class Settings(BaseSettings):
     max_directives: int = Field(default=50, ge=0, description="Most directives in an operation.")
     max_cost: int = Field(default=5000, ge=1, description="Highest cost of an operation.")
     max_errors: int = Field(default=10, ge=1, description="Most errors in an answer.")
+    max_answer_bytes: int = Field(
+        default=16_777_216, ge=1, description="Largest answer, before it is compressed."
+    )
     operation_timeout_seconds: float = Field(
         default=10.0, gt=0, description="How long an operation's resolvers may take."
     )
@@ -95,7 +98,11 @@ class Settings(BaseSettings):
     environment: str = Field(
         default="development", description="Name of the environment, for Sentry."
     )
-    log_level: str = Field(default="INFO", description="Lowest level that is logged.")
+    log_level: str = Field(
+        default="INFO",
+        pattern="^(?i:debug|info|warning|error|critical)$",
+        description="Lowest level that is logged: DEBUG, INFO, WARNING, ERROR or CRITICAL.",
+    )
     log_format: str = Field(
         default="text",
         pattern="^(text|json)$",

@@ -11,6 +11,7 @@ from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
 from redis.retry import Retry
 
+from modelharbor.observability.commands import counted
 from modelharbor.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -32,6 +33,9 @@ class Cache:
         except (RedisError, OSError, TimeoutError) as error:
             self._failed(error)
             return None
+        count = counted.get()
+        if found is not None and count is not None:
+            count.cache_hits += 1
         return cast("bytes | None", found)  # decode_responses is off
 
     async def put(self, key: str, value: bytes, seconds: int) -> None:

@@ -42,7 +42,11 @@ MIGRATIONS: list[tuple[int, str, Migration]] = [
 
 async def applied(database: Database) -> list[int]:
     rows = (
-        await database.data["migrations"].find({"_id": {"$type": "int"}}).sort("_id", 1).to_list()
+        await database.data["migrations"]
+        .find({"_id": {"$type": "int"}})
+        .sort("_id", 1)
+        .max_time_ms(database.query_timeout_ms)
+        .to_list()
     )
     return [row["_id"] for row in rows]
 

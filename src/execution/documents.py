@@ -1,6 +1,7 @@
 """From text to a document that may run: parsed, measured and validated once, then found by its SHA-256."""
 
 from collections import OrderedDict
+from collections.abc import Mapping
 from dataclasses import dataclass
 from hashlib import sha256
 from typing import Any, Generic, TypeVar
@@ -14,6 +15,7 @@ from graphql import (
     OperationType,
     OverlappingFieldsCanBeMergedRule,
     ValidationContext,
+    get_variable_values,
     parse,
     specified_rules,
     validate,
@@ -32,7 +34,7 @@ from modelharbor.errors import (
 from modelharbor.settings import Settings
 
 from .failures import Problem, problem, syntax_problem, validation_problem
-from .guard import Guard, Measures, defaults
+from .guard import Guard, Measures
 
 OVERLAPS = 20_000  # graphql-core's units of work, a microsecond each; some dozens of fragments in one place fit
 
@@ -70,7 +72,6 @@ class Operation:
     name: str | None
     node: OperationDefinitionNode
     measures: Measures
-    defaults: dict[str, Any]  # of variables, as the guard reads them
 
     @property
     def kind(self) -> OperationType:
@@ -159,6 +160,19 @@ class DocumentStore:
             self._refused.put(key, problems, sum(len(p["message"]) for p in problems))
         raise InvalidDocument(problems)
 
+    def check_cost(self, operation: Operation, variables: Mapping[str, Any]) -> int:
+        """The cost with the variables of a request; OperationTooComplex when it is over the limit.
+
+        They are coerced as for the execution (100.0 is 100, one id is a list of one); where that
+        fails nothing will run, and the cost is the least that it can be.
+        """
+        found = None
+        if operation.measures.cost.open:
+            definitions = operation.node.variable_definitions or ()
+            values = get_variable_values(self.schema, definitions, dict(variables), max_errors=1)
+            found = None if isinstance(values, list) else values.coerced
+        return self.guard.check_cost(operation.measures, found)
+
     def known(self, document_sha256: str) -> Document | None:
         return self._valid.get(document_sha256)
 
@@ -189,9 +203,7 @@ class DocumentStore:
         for definition in node.definitions:
             if isinstance(definition, OperationDefinitionNode):
                 name = definition.name.value if definition.name else None
-                operations[name or ""] = Operation(
-                    name, definition, measures[name or ""], defaults(definition)
-                )
+                operations[name or ""] = Operation(name, definition, measures[name or ""])
         if not operations:
             return (problem(BadRequest("The document has no operation.")),)
         return Document(text, key, node, operations)

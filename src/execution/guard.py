@@ -22,6 +22,7 @@ from graphql import (
     InlineFragmentNode,
     IntValueNode,
     ListValueNode,
+    NullValueNode,
     OperationDefinitionNode,
     OperationType,
     SelectionNode,
@@ -32,10 +33,10 @@ from graphql import (
     is_composite_type,
 )
 
+from modelharbor.db.keyset import DEFAULT_PAGE, MAX_PAGE
 from modelharbor.errors import OperationTooComplex
 from modelharbor.settings import Settings
 
-DEFAULT_PAGE, MAX_PAGE = 20, 100
 MUTATION_WEIGHT = 10
 INTROSPECTION: Final = frozenset({"__schema", "__type"})
 INTROSPECTION_WEIGHT = 1000  # the whole schema takes the time of a large query
@@ -55,14 +56,13 @@ class Rows:
     default: int  # where neither is given
 
     def value(self, variables: Mapping[str, Any] | None) -> int:
-        """At least 1, at most what a page may hold; without variables the least that it can be."""
+        """At least 1; `variables` as graphql-core coerced them, without them the least that it can be."""
         if variables is None and self.variables:
             return max(self.fixed, 1)
-        found = [self.fixed]
+        found = self.fixed
         for name in self.variables:
-            given = (variables or {}).get(name)
-            found.append(len(given) if isinstance(given, list) else _whole(given))
-        return min(max(found), MAX_PAGE) if max(found) else self.default
+            found = max(found, _rows((variables or {}).get(name)))
+        return found or self.default
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -176,7 +176,7 @@ class Guard:
         return found
 
     def check_cost(self, measures: Measures, variables: Mapping[str, Any] | None) -> int:
-        """The cost with these variables; OperationTooComplex when it is over the limit."""
+        """The cost with these coerced variables; OperationTooComplex when it is over the limit."""
         cost = measures.cost.value(variables)
         _hold("cost", cost, self.settings.max_cost)
         return cost
@@ -223,7 +223,7 @@ class Guard:
             multipliers = tuple(argument for argument in known if argument in defined.args)
         pages = not {"first", "last"}.isdisjoint(multipliers)
         default_rows = max(
-            (_whole(defined.args[m].default_value) for m in multipliers if m in defined.args),
+            (_rows(defined.args[m].default_value) for m in multipliers if m in defined.args),
             default=0,
         )
         return Price(
@@ -339,28 +339,24 @@ class _Walk:
                     variables.append(argument.value.name.value)
                 else:
                     fixed = max(fixed, _literal(argument.value))
-        return Rows(min(fixed, MAX_PAGE), tuple(variables), price.default_rows)
-
-
-def defaults(operation: OperationDefinitionNode) -> dict[str, Any]:
-    """Defaults of variables that can be page sizes or lists, as `Rows.value` reads them."""
-    found: dict[str, Any] = {}
-    for definition in operation.variable_definitions or ():
-        if definition.default_value is not None:
-            found[definition.variable.name.value] = _literal(definition.default_value)
-    return found
+        return Rows(fixed, tuple(variables), price.default_rows)
 
 
 def _literal(node: ValueNode) -> int:
-    """A page size, or how long a list is; 0 for anything else, which validation or the resolver refuses."""
+    """As `_rows`, of what stands in the text. One value where a list may stand is a list of one."""
     if isinstance(node, IntValueNode):
         digits = node.value
-        return MAX_PAGE if len(digits) > 9 else max(int(digits), 0)
-    return len(node.values) if isinstance(node, ListValueNode) else 0
+        return MAX_PAGE if len(digits) > 9 else _rows(int(digits))
+    if isinstance(node, ListValueNode):
+        return len(node.values)
+    return 0 if isinstance(node, NullValueNode) else 1
 
 
-def _whole(value: object) -> int:
-    return max(value, 0) if isinstance(value, int) else 0
+def _rows(value: object) -> int:
+    """How long a list is; a page size, which the resolver refuses above MAX_PAGE; 0: not given."""
+    if isinstance(value, list):
+        return len(value)
+    return min(max(value, 0), MAX_PAGE) if isinstance(value, int) else 0
 
 
 def _composite(kind: GraphQLNamedType | None) -> Composite | None:

@@ -18,9 +18,9 @@ from modelharbor.db.models import ModelState, Visibility
 from modelharbor.db.tokens import Permission
 from modelharbor.db.versions import VersionStatus
 from modelharbor.errors import Forbidden, NotFound, NotStored
-from modelharbor.resolvers.downloads import DownloadCounter
 from modelharbor.settings import Settings
-from modelharbor.storage.blobs import BlobStore
+
+from .state import State
 
 _RANGE: Final = re.compile(r"bytes\s*=\s*(\d{0,19})\s*-\s*(\d{0,19})\s*", re.IGNORECASE | re.ASCII)
 _TAGS: Final = re.compile(r'(?:W/)?("[\x21\x23-\x7e]*")')
@@ -31,7 +31,7 @@ def download_routes(settings: Settings) -> list[BaseRoute]:
     return [Route("/files/{file_id}/{name}", download, name="download")]
 
 
-async def download(request: Request) -> Response:
+async def download(request: Request[State]) -> Response:
     """GET or HEAD. Who may not know of the file is told the same as if there were none."""
     file, public = await _file_and_public(request)
     size, digest = file["size_bytes"], file["sha256"]
@@ -63,15 +63,14 @@ async def download(request: Request) -> Response:
             headers["content-range"] = f"bytes {start}-{end - 1}/{size}"
     headers["content-length"] = str(end - start)
 
-    storage: BlobStore = request.state.storage
+    storage = request.state["storage"]
     if request.method == "HEAD":
         if not await storage.exists(digest):
             raise NotStored("The contents of this file are not stored here.")
         return _without_body(headers)
     body = await storage.open_range(digest, start, end)
-    if start == 0:
-        counter: DownloadCounter = request.state.downloads
-        counter.count(file["model_id"])
+    if (start, end) == (0, size):  # parts that are fetched side by side are no download each
+        request.state["downloads"].count(file["model_id"])
     return StreamingResponse(body, status, headers, media_type="application/octet-stream")
 
 
@@ -104,16 +103,22 @@ def disposition(path: str) -> str:
     )
 
 
-async def _file_and_public(request: Request) -> tuple[Row, bool]:
+async def _file_and_public(request: Request[State]) -> tuple[Row, bool]:
     """The file, and whether everyone may have it. NotFound, Forbidden, Unauthenticated."""
-    database: Database = request.state.database
+    database, query = request.state["database"], request.query_params
     gone = NotFound("There is no such file, or the link to it is no longer good.")
-    file_id = request.path_params["file_id"]
-    if not re.fullmatch(r"[0-9a-f]{24}", file_id):
+    given = request.path_params["file_id"]
+    file_id = ObjectId(given) if re.fullmatch(r"[0-9a-f]{24}", given) else None
+    links = DownloadLinks(request.state["secret_key"], "")
+    viewer = None
+    if file_id is None or not links.is_good(
+        file_id, query.get("expires", ""), query.get("signature", "")
+    ):
+        # Before anything is read: a bad token is refused alike whether there is such a file or not.
+        viewer = await authenticate(database, request.headers.get("authorization"))
+    if file_id is None:
         raise gone
-    file = await _one(
-        database, "files", ObjectId(file_id), "path size_bytes sha256 version_id model_id"
-    )
+    file = await _one(database, "files", file_id, "path size_bytes sha256 version_id model_id")
     if file is None or file["path"].rpartition("/")[2] != request.path_params["name"]:
         raise gone
     version, model = await asyncio.gather(
@@ -125,11 +130,8 @@ async def _file_and_public(request: Request) -> tuple[Row, bool]:
     if model is None or model["state"] == ModelState.DELETED.value:
         raise gone
     public = model["visibility"] == Visibility.PUBLIC.value
-    query = request.query_params
-    links = DownloadLinks(request.state.secret_key, "")
-    if links.is_good(file["_id"], query.get("expires", ""), query.get("signature", "")):
+    if viewer is None:
         return file, public
-    viewer = await authenticate(database, request.headers.get("authorization"))
     permissions = viewer.on_model(model)
     if Permission.READ not in permissions:
         raise gone

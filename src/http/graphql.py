@@ -103,9 +103,7 @@ class GraphQLEndpoint:
         if operation.kind is OperationType.MUTATION and request.method == "GET":
             raise MethodNotAllowed("Mutations take POST.")
         try:
-            requested = self.documents.guard.check_cost(
-                operation.measures, {**operation.defaults, **parameters.variables}
-            )
+            requested = self.documents.check_cost(operation, parameters.variables)
         except OperationTooComplex as error:
             raise InvalidDocument((problem(error),)) from None  # with these variables
         with operation_scope(operation.kind.value, operation.name):
@@ -139,11 +137,10 @@ class GraphQLEndpoint:
         if self.settings.debug or request.headers.get(COST_HEADER) == "1":
             cost = {
                 "requested": requested,
-                "actual": requested,
                 "dbCommands": len(count.names),
                 "dbMs": round(count.micros / 1000, 3),
                 "loaderBatches": context.count.batches,
-                "cacheHits": 0,
+                "cacheHits": count.cache_hits,
             }
         return self.encode(request, answer, cost, media)
 
@@ -159,10 +156,17 @@ class GraphQLEndpoint:
         if cost is not None:
             content["extensions"] = {"cost": cost}
         try:
-            return json_response(content, status, None, media)
+            response = json_response(content, status, None, media)
         except TypeError as error:  # a value that JSON does not have came out of a JSON scalar
-            made = with_request_id(request.scope, [unexpected(error, "encoding")])
-            return json_response({"errors": made, "data": None}, 200, None, media)
+            made = unexpected(error, "encoding")
+        else:
+            size, limit = len(response.body), self.settings.max_answer_bytes
+            if size <= limit or answer.is_refused:
+                return response
+            message = f"The answer has {size} bytes; the limit is {limit}: ask for less at once."
+            made = problem(OperationTooComplex(message, measure="answer", value=size, limit=limit))
+        content |= {"errors": with_request_id(request.scope, [made]), "data": None}
+        return json_response(content, 200, None, media)
 
     def base_url(self, request: Request[State]) -> str:
         found = self.settings.public_url or URL(scope=request.scope).replace(

@@ -1,5 +1,6 @@
 """What holds for every route: request ids, allowed hosts, safe headers, coded errors, one log line. Pure ASGI."""
 
+import asyncio
 import logging
 import re
 import secrets
@@ -12,7 +13,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
-from starlette_compress import CompressMiddleware
+from starlette_compress import CompressMiddleware, add_compress_type
 
 from modelharbor.errors import BadRequest, HarborError, MethodNotAllowed, NotFound
 from modelharbor.execution.failures import any_problem, expected
@@ -28,6 +29,7 @@ from .answers import (
 
 log = logging.getLogger(__name__)
 SANE = re.compile(r"[A-Za-z0-9._-]{1,128}", re.ASCII)
+PIECE_BYTES = 64 * 1024
 SAFE_HEADERS = {
     "x-content-type-options": "nosniff",
     "x-frame-options": "DENY",
@@ -133,11 +135,37 @@ class CompressionMiddleware:
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
-        self.compressing = CompressMiddleware(app)
+        add_compress_type("application/graphql-response+json")  # it knows older names only
+        self.compressing = CompressMiddleware(
+            _InPieces(app), zstd_level=3, brotli_quality=4, gzip_level=6
+        )
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         is_file = scope["type"] == "http" and scope["path"].startswith("/files/")
         await (self.app if is_file else self.compressing)(scope, receive, send)
+
+
+class _InPieces:
+    """A large body in pieces, with a turn for other requests after each: compressed at once, 16 MiB
+    of JSON hold the process up for 0.2 s (zstd) to 0.8 s (br)."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async def send_pieces(message: Message) -> None:
+            body: bytes = message.get("body", b"")
+            if message["type"] == "http.response.body" and len(body) > PIECE_BYTES:
+                whole = memoryview(body)
+                last = (len(body) - 1) // PIECE_BYTES * PIECE_BYTES
+                for start in range(0, last, PIECE_BYTES):
+                    piece = bytes(whole[start : start + PIECE_BYTES])
+                    await send({"type": message["type"], "body": piece, "more_body": True})
+                    await asyncio.sleep(0)
+                message = {**message, "body": bytes(whole[last:])}
+            await send(message)
+
+        await self.app(scope, receive, send_pieces)
 
 
 async def http_error(request: Request, error: Exception) -> Response:

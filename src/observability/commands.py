@@ -1,4 +1,4 @@
-"""Counts the database commands of an operation.
+"""Counts the database commands of an operation, and what the cache had for it.
 
 PyMongo calls listeners within the task that sends the command, so a context variable tells whose it is.
 """
@@ -16,10 +16,12 @@ from pymongo.monitoring import (
 
 @dataclass(slots=True)
 class CommandCount:
-    """Commands sent to MongoDB, by name in order, and the time they took in all, in microseconds."""
+    """Commands sent to MongoDB, by name in order, and the time they took in all, in microseconds;
+    how many reads Redis had an answer for."""
 
     names: list[str] = field(default_factory=list)
     micros: int = 0
+    cache_hits: int = 0
 
     def note(self, event: CommandStartedEvent) -> None:
         self.names.append(f"{event.command_name} {event.command.get(event.command_name)}")

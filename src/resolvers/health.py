@@ -1,9 +1,10 @@
-"""What the server depends on, asked now."""
+"""What the server depends on, asked now or within the last second."""
 
 import asyncio
 import time
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from weakref import WeakKeyDictionary
 
 import modelharbor
 from modelharbor.cache.client import Cache
@@ -11,6 +12,7 @@ from modelharbor.db.connection import Database
 from modelharbor.db.migrations import pending
 
 ANSWER_SECONDS = 2.0  # probes give up after few seconds; an honest answer comes before
+FRESH_SECONDS = 1.0  # anyone may ask, and many times in one operation
 STARTED = time.monotonic()
 OK, DEGRADED, UNAVAILABLE = "ok", "degraded", "unavailable"
 
@@ -34,8 +36,35 @@ class Health:
     uptime_seconds: float
 
 
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    """A check of one database and cache, under way or done."""
+
+    database: Database
+    at: float
+    check: asyncio.Task[Health]
+
+    def serves(self, database: Database) -> bool:
+        is_fresh = not self.check.done() or time.monotonic() < self.at + FRESH_SECONDS
+        return is_fresh and self.database is database
+
+
+_asked: WeakKeyDictionary[Cache, _Asked] = WeakKeyDictionary()
+
+
 async def check_health(database: Database, cache: Cache) -> Health:
-    """Asks all at once; takes 2 seconds at most."""
+    """Takes 2 seconds at most. Whoever asks meanwhile, or within a second of it, shares the answer."""
+    asked = _asked.get(cache)
+    if asked is None or not asked.serves(database):
+        check = asyncio.create_task(_check(database, cache))
+        asked = _asked[cache] = _Asked(database, time.monotonic(), check)
+    # Shielded: who gives up waiting does not end it for the others.
+    found = await asyncio.shield(asked.check)
+    return replace(found, uptime_seconds=time.monotonic() - STARTED)
+
+
+async def _check(database: Database, cache: Cache) -> Health:
+    """Asks all at once."""
 
     async def mongodb() -> str:
         await database.client.admin.command("ping")

@@ -22,8 +22,7 @@ def measured(query: str, settings: Settings = SETTINGS) -> Measures:
 
 def cost(query: str, **variables: Any) -> int:
     store = DocumentStore(CORE, SETTINGS)
-    operation = store.get(query).operation(None)
-    return store.guard.check_cost(operation.measures, {**operation.defaults, **variables})
+    return store.check_cost(store.get(query).operation(None), variables)
 
 
 @pytest.mark.parametrize(
@@ -48,6 +47,15 @@ def cost(query: str, **variables: Any) -> int:
         ("{items(first:10){nodes{items{nodes{child{name}}}}}}", 10 * (1 + 20 * 2)),
         ('{byIds(ids:["a","b","c"]){name}}', 3),
         ('{byIds(ids:["a","b","c"]){child{name}}}', 3 * 2),
+        ('{byIds(ids:"a"){name}}', 1),
+        # A weight is paid for each element, and what is selected too.
+        ("{shaded(shades:[DARK,LIGHT]){name}}", 2 * (10 + 0)),
+        ("{shaded(shades:[DARK,LIGHT]){child{name}}}", 2 * (10 + 1)),
+        ("{shaded(shades:DARK){name}}", 10),
+        ("{shadow(shades:[DARK,LIGHT,DARK])}", 30),
+        ("{shadow}", 20),
+        ("{shadow(shades:DARK)}", 10),
+        ("{shadow(shades:[" + "DARK " * 150 + "])}", 1500),  # no page: nothing ends at 100
         ("{item{...{child{name}}}}", 2),
         ("{item{...A ...A}} fragment A on Item{child{name}}", 1 + 1 + 1),
         # Refused by the field, so no more than a page of it.
@@ -68,9 +76,33 @@ def test_cost_with_variables() -> None:
     assert cost(page, n=None) == 20 * (1 + 20)
     assert cost("query($n:Int=5){items(first:$n){nodes{name}}}") == 5
     assert cost("query($n:Int=5){items(first:$n){nodes{name}}}", n=2) == 2
-    assert cost("query($n:Int){items(first:$n){nodes{name}}}", n="x") == 20
     assert cost("query($i:[ID!]!){byIds(ids:$i){name}}", i=["a", "b"]) == 2
     assert cost('query($i:ID!){byIds(ids:[$i,"b"]){name}}', i="a") == 2
+
+
+@pytest.mark.parametrize(
+    ("query", "value", "expected"),
+    [
+        ("query($v:Int){items(first:$v){nodes{name}}}", 100.0, 100),
+        ("query($v:Int){items(first:$v){nodes{name}}}", 7.0, 7),
+        ("query($v:Int){items(last:$v){nodes{name}}}", 1e2, 100),
+        ("query($v:Int=100){items(first:$v){nodes{name}}}", None, 20),
+        ("query($v:[ID!]!){byIds(ids:$v){name}}", "a", 1),
+        ("query($v:[ID!]!){byIds(ids:$v){name}}", 5, 1),
+        ("query($v:[Shade!]!){shaded(shades:$v){name}}", "DARK", 10),
+        ("query($v:[Shade!]!){shaded(shades:$v){name}}", ["DARK", "LIGHT"], 20),
+        ("query($v:[Shade!]! = [DARK,LIGHT,DARK]){shaded(shades:$v){name}}", ..., 30),
+        ("query($v:[Shade!]! = DARK){shaded(shades:$v){name}}", ..., 10),
+    ],
+)
+def test_variables_count_as_they_are_coerced(query: str, value: Any, expected: int) -> None:
+    assert cost(query, **({} if value is ... else {"v": value})) == expected
+
+
+@pytest.mark.parametrize("value", ["100", 100.5, True, [100], {"a": 1}, 2**31, "x"])
+def test_variables_that_do_not_fit_cost_the_least(value: Any) -> None:
+    """They are refused when the operation begins, with the reason."""
+    assert cost("query($n:Int){items(first:$n){nodes{name}}}", n=value) == 1
 
 
 def test_the_declared_directive_is_read_from_our_own_schema() -> None:
@@ -79,8 +111,7 @@ def test_the_declared_directive_is_read_from_our_own_schema() -> None:
     store = DocumentStore(core, SETTINGS)
 
     def of(query: str) -> int:
-        operation = store.get(query).operation(None)
-        return store.guard.check_cost(operation.measures, operation.defaults)
+        return store.check_cost(store.get(query).operation(None), {})
 
     assert of("{models(first:50){nodes{name}}}") == 50
     assert of("{models(first:50){totalCount nodes{name}}}") == 50 + 5

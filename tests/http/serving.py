@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import AsyncIterator, MutableMapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from enum import Enum
 from typing import Any, ClassVar
 
 import strawberry
@@ -19,6 +20,12 @@ from modelharbor.settings import Settings
 SECRET = "mongodb://admin:hunter2@db.internal/"
 ran: list[str] = []
 """Names of the resolvers that ran since `serving` began."""
+
+
+@strawberry.enum
+class Shade(Enum):
+    DARK = "dark"
+    LIGHT = "light"
 
 
 @strawberry.type
@@ -55,6 +62,20 @@ class ItemConnection:
     total_count: int = strawberry.field(default=0, directives=[Cost(weight=5)])
 
 
+PER_SHADE = (Cost(weight=10, multipliers=["shades"]),)
+BOTH = [Shade.DARK, Shade.LIGHT]
+
+
+def resolve_shaded(shades: list[Shade]) -> list[Item]:
+    ran.append("shaded")
+    return []
+
+
+def resolve_shadow(shades: list[Shade] = BOTH) -> int:
+    ran.append("shadow")
+    return len(shades)
+
+
 def resolve_dear() -> int:
     ran.append("dear")
     return 7
@@ -84,6 +105,18 @@ class Query:
         ran.append("by_ids")
         return []
 
+    @strawberry.field
+    def text(self, size: int) -> str:
+        ran.append("text")
+        return "x" * size
+
+    @strawberry.field
+    async def cached(self, info: Info) -> bool:
+        ran.append("cached")
+        return await info.context.cache.get("mh:test") is not None
+
+    shaded: list[Item] = strawberry.field(resolver=resolve_shaded, directives=PER_SHADE)
+    shadow: int = strawberry.field(resolver=resolve_shadow, directives=PER_SHADE)
     dear: int = strawberry.field(resolver=resolve_dear, directives=[Cost(weight=7)])
 
     @strawberry.field

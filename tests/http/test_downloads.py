@@ -416,14 +416,36 @@ async def test_contents_that_are_not_stored(shelf: Shelf) -> None:
     assert await shelf.counted(1) == 1
 
 
-async def test_what_begins_at_the_first_byte_counts_as_a_download(shelf: Shelf) -> None:
+async def test_a_bad_token_is_refused_alike_whether_there_is_a_file_or_not(
+    shelf: Shelf, commands: list[str]
+) -> None:
+    await shelf.set(visibility=Visibility.PRIVATE.value)
+    commands.clear()
+    for url in (
+        shelf.url,
+        f"/files/{'a' * 24}/model.bin",
+        f"/files/{shelf.file.id}/other.exe",
+        "/files/0/model.bin",
+        shelf.links.link(shelf.file.id, shelf.file.path, -1000),
+    ):
+        response = await shelf.get(url, authorization="Bearer nonsense")
+        assert (response.status_code, codes(response)) == (401, ["UNAUTHENTICATED"])
+    assert commands == []
+    link = shelf.links.link(shelf.file.id, shelf.file.path, 60)
+    assert (await shelf.get(link, authorization="Bearer nonsense")).status_code == 200
+
+
+async def test_the_whole_counts_as_a_download_and_parts_do_not(shelf: Shelf) -> None:
     await shelf.get(range="bytes=10-19")
+    await shelf.get(range="bytes=0-99998")
+    await shelf.get(range="bytes=1-")
     await shelf.get(range="bytes=100000-")
     await shelf.get(if_none_match=TAG)
     await shelf.client.head(shelf.url)
     await shelf.get()
     await shelf.get(range="bytes=0-9")
     await shelf.get(range="bytes=0-")
+    await shelf.get(range="bytes=-100000")
     assert await shelf.counted(3) == 3
 
 

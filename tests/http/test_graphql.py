@@ -1,10 +1,12 @@
 """Requests in, answers out: what GraphQL over HTTP and our conventions say about each."""
 
 from collections.abc import AsyncIterator
+from itertools import product
 
 import orjson
 import pytest
 
+from modelharbor.cache.client import connect_cache
 from modelharbor.settings import Settings
 from tests.http.serving import SECRET, Query, Server, codes, ran, serving
 
@@ -357,7 +359,6 @@ async def test_cost_is_told_when_asked_for(server: Server, settings: Settings) -
     assert cost.pop("dbMs") > 0
     assert cost == {
         "requested": 3,
-        "actual": 3,
         "dbCommands": 1,
         "loaderBatches": 0,
         "cacheHits": 0,
@@ -365,6 +366,57 @@ async def test_cost_is_told_when_asked_for(server: Server, settings: Settings) -
     assert "extensions" not in (await server.ask("{stored}")).json()
     async with serving(settings.model_copy(update={"debug": True})) as debugging:
         assert (await debugging.ask("{hello}")).json()["extensions"]["cost"]["dbCommands"] == 0
+
+
+async def test_reads_that_the_cache_answered_are_counted(
+    server: Server, settings: Settings
+) -> None:
+    async with connect_cache(settings) as cache:
+        await cache.redis.delete("mh:test")
+        for hits in (0, 1, 2):
+            query = "{" + " ".join(f"c{i}:cached" for i in range(max(hits, 1))) + "}"
+            asked = await server.ask(query, {"x-modelharbor-cost": "1"})
+            assert set(asked.json()["data"].values()) == {hits > 0}
+            assert asked.json()["extensions"]["cost"]["cacheHits"] == hits
+            await cache.put("mh:test", b"1", 60)
+        await cache.redis.delete("mh:test")
+
+
+async def test_the_answer_limit_counts_bytes_before_compression(settings: Settings) -> None:
+    size = len(b'{"data":{"text":""}}')
+    async with serving(settings.model_copy(update={"max_answer_bytes": 10_000})) as server:
+        headers = {"accept": RESPONSE_JSON, "accept-encoding": "gzip", "x-request-id": "r"}
+        fits = await server.ask(f"{{text(size:{10_000 - size})}}", headers)
+        assert len(fits.json()["data"]["text"]) == 10_000 - size
+        over = await server.ask(f"{{text(size:{10_001 - size})}}", headers)
+        assert over.status_code == 200
+        assert over.json() == {
+            "data": None,
+            "errors": [
+                {
+                    "message": "The answer has 10001 bytes; the limit is 10000: ask for less at once.",
+                    "extensions": {
+                        "code": "OPERATION_TOO_COMPLEX",
+                        "measure": "answer",
+                        "value": 10_001,
+                        "limit": 10_000,
+                        "requestId": "r",
+                    },
+                }
+            ],
+        }
+        told = await server.ask("{text(size:20000)}", {"x-modelharbor-cost": "1"})
+        assert told.json()["extensions"]["cost"]["requested"] == 0
+
+
+@pytest.mark.parametrize("encoding", ["identity", "gzip", "br", "zstd"])
+@pytest.mark.parametrize("size", [65_536 - 20, 65_537 - 20, 131_072 - 20, 300_000])
+async def test_large_answers_arrive_whole(server: Server, encoding: str, size: int) -> None:
+    response = await server.ask(f"{{text(size:{size})}}", {"accept-encoding": encoding})
+    assert response.json() == {"data": {"text": "x" * size}}
+    assert response.headers.get("content-encoding", "identity") == encoding
+    if encoding == "identity":
+        assert response.headers["content-length"] == str(size + 20)
 
 
 async def test_browsers_get_the_page_and_nobody_else(settings: Settings) -> None:
@@ -394,8 +446,8 @@ async def test_introspection_can_be_off(settings: Settings) -> None:
 async def test_answers_are_compressed_on_request(server: Server) -> None:
     query = "{__schema{types{name description}}}"
     plain = await server.ask(query, {"accept-encoding": "identity"})
-    for encoding in ("gzip", "br", "zstd"):
-        response = await server.ask(query, {"accept-encoding": encoding})
+    for encoding, accept in product(("gzip", "br", "zstd"), ("application/json", RESPONSE_JSON)):
+        response = await server.ask(query, {"accept-encoding": encoding, "accept": accept})
         assert response.headers["content-encoding"] == encoding
         assert orjson.loads(response.content) == plain.json()
         assert "accept-encoding" in response.headers["vary"].lower()

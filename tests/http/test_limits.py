@@ -65,6 +65,16 @@ async def test_cost_counts_the_variables_of_the_request(real: Server, commands: 
     assert commands == []
 
 
+async def test_a_page_size_with_a_point_is_no_way_around_the_cost(
+    real: Server, commands: list[str]
+) -> None:
+    text = "query($n:Int!){models(first:$n){nodes{versions(first:$n){nodes{id}}}}}"
+    over = await real.post(b'{"query":"%s","variables":{"n":100.0}}' % text.encode())
+    assert codes(over) == ["OPERATION_TOO_COMPLEX"]
+    assert over.json()["errors"][0]["extensions"]["value"] == 100 * (1 + 100)
+    assert commands == []
+
+
 @pytest.mark.parametrize(
     ("query", "code"),
     [

@@ -1,23 +1,34 @@
 """What holds for every route."""
 
+import asyncio
 import logging
+import random
 from collections.abc import Awaitable, Callable
 
 import orjson
 import pytest
-from starlette.types import Message, Scope
+from starlette.responses import Response
+from starlette.types import ASGIApp, Message, Scope
 
-from modelharbor.http.middleware import HostMiddleware, RequestMiddleware
+from modelharbor.http.middleware import (
+    PIECE_BYTES,
+    CompressionMiddleware,
+    HostMiddleware,
+    RequestMiddleware,
+)
 from modelharbor.settings import Settings
 from tests.http.serving import Server, codes, ran, serving
 
 pytestmark = pytest.mark.anyio
+LARGE = random.Random(5).randbytes(1_000_000)
 
 
 @pytest.mark.parametrize(
     ("method", "path", "status", "code"),
     [
         ("GET", "/nothing", 404, "NOT_FOUND"),
+        ("POST", "/graphql/", 404, "NOT_FOUND"),
+        ("GET", "/healthz/", 404, "NOT_FOUND"),
         ("GET", "/files/nothing/here", 404, "NOT_FOUND"),
         ("GET", "/files/%00/%ff", 404, "NOT_FOUND"),
         ("POST", "/healthz", 405, "METHOD_NOT_ALLOWED"),
@@ -160,12 +171,33 @@ async def test_an_exception_in_the_middle_of_an_answer_cuts_it_off(
     assert "half way" in caplog.text
 
 
+@pytest.mark.parametrize("encoding", [b"identity", b"gzip", b"br", b"zstd"])
+async def test_others_have_their_turn_while_a_large_answer_is_compressed(encoding: bytes) -> None:
+    """Turns are counted between one piece and the next."""
+    turns = 0
+
+    async def others() -> None:
+        nonlocal turns
+        while True:
+            turns += 1
+            await asyncio.sleep(0)
+
+    headers = {"content-type": "application/json", "content-length": str(len(LARGE))}
+    app = CompressionMiddleware(Response(LARGE, headers=headers))
+    working = asyncio.create_task(others())
+    sent = await run(app, headers=[(b"accept-encoding", encoding)])
+    working.cancel()
+    assert turns >= len(LARGE) // PIECE_BYTES
+    assert sum(message["type"] == "http.response.start" for message in sent) == 1
+    assert [message.get("more_body", False) for message in sent[1:]][-1] is False
+
+
 async def answering(scope: Scope, receive: object, send: object) -> None:
     raise AssertionError("The request went through.")
 
 
 async def run(
-    app: RequestMiddleware | HostMiddleware,
+    app: ASGIApp,
     type: str = "http",
     headers: list[tuple[bytes, bytes]] | None = None,
 ) -> list[Message]:

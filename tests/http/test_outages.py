@@ -59,6 +59,7 @@ async def assert_unavailable(server: Server) -> None:
         assert refused.headers["retry-after"] == "1"
         assert (await server.ask("{hello}")).json() == {"data": {"hello": "Hello you"}}
         assert (await server.client.get("/healthz")).status_code == 200
+        await ready(server, "unavailable")  # what was found within the last second is told again
         unready = await server.client.get("/readyz")
         assert (unready.status_code, unready.json()["status"]) == (503, "unavailable")
 

@@ -5,6 +5,7 @@ import logging
 import sys
 
 import pytest
+from pydantic import ValidationError
 
 from modelharbor.observability.logging import (
     JsonFormatter,
@@ -78,3 +79,19 @@ def test_a_process_has_one_handler(
         assert root.level == logging.WARNING
     finally:
         root.setLevel(level)
+
+
+@pytest.mark.parametrize("level", ["nonsense", "", "10", "INFO ", "NOTSET"])
+def test_a_level_that_does_not_exist_is_refused_with_the_settings(level: str) -> None:
+    with pytest.raises(ValidationError) as refused:
+        Settings(log_level=level)
+    assert [error["loc"] for error in refused.value.errors()] == [("log_level",)]
+
+
+@pytest.mark.parametrize("level", ["debug", "Info", "WARNING", "error", "CRITICAL"])
+def test_levels_are_named_in_any_case(level: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = logging.getLogger()
+    monkeypatch.setattr(root, "handlers", [])
+    monkeypatch.setattr(root, "level", root.level)
+    configure_logging(Settings(log_level=level))
+    assert logging.getLevelName(root.level) == level.upper()
