@@ -37,8 +37,23 @@ SUMMARY, DISPLAY_NAME, DESCRIPTION, COMMENT, LABEL = 500, 200, 10_000, 1_000, 10
 
 # Embeddings, overrides and isolates show text in another order than it is stored in.
 BIDI: Final = frozenset(map(chr, [*range(0x202A, 0x202F), *range(0x2066, 0x206A)]))
-UNSEEN: Final = frozenset("\u200b\u2060\ufeff\u2028\u2029")
 LINES: Final = frozenset("\n\r\t")
+
+# What cannot be seen makes two texts that look the same: control, format, line separators, what is
+# unassigned, private or half a character; and the fillers and selectors of other categories.
+UNSEEN_CATEGORIES: Final = frozenset({"Cc", "Cf", "Cn", "Co", "Cs", "Zl", "Zp"})
+UNSEEN: Final = frozenset(
+    map(
+        chr,
+        [
+            *(0x034F, 0x115F, 0x1160, 0x17B4, 0x17B5, 0x180B, 0x180C, 0x180D, 0x180F, 0x2800),
+            *(0x3164, 0xFFA0, *range(0xFE00, 0xFE10), *range(0xE0100, 0xE01F0)),
+        ],
+    )
+)
+PICTOGRAPHS: Final = range(0x1F000, 0x1FB00)  # newer emoji are unassigned to an older Python
+AS_EMOJI, KEYCAP = "\ufe0f", "\u20e3"
+MOST_MARKS: Final = 4  # on one character; more of them run over the lines above and below
 
 
 def bad(message: str, *path: str) -> Refused:
@@ -95,7 +110,8 @@ def _named(name: str, what: str, longest: int, *path: str) -> None:
 
 
 def _shown(character: str) -> str:
-    name = unicodedata.name(character, "a control character")
+    kind = {"Cn": "not a character", "Co": "for private use"}.get(unicodedata.category(character))
+    name = unicodedata.name(character, kind or "a control character")
     return f"U+{ord(character):04X} ({name})"
 
 
@@ -109,17 +125,66 @@ def _refuse_controls(text: str, allowed: frozenset[str], what: str, *path: str) 
             )
 
 
+def _refuse_unseen(
+    text: str, allowed: frozenset[str], what: str, *path: str, joiners: bool
+) -> None:
+    marks = 0
+    for position, character in enumerate(text):
+        if character.isascii() and character.isprintable():  # most of all text: the quick way
+            marks = 0
+            continue
+        category = _category(character)
+        marks = marks + 1 if category.startswith("M") else 0
+        if marks > MOST_MARKS:
+            raise bad(
+                f"The {what} has over {MOST_MARKS} combining marks in a row at position {position + 1}: take some out.",
+                *path,
+            )
+        if character in allowed or not (category in UNSEEN_CATEGORIES or character in UNSEEN):
+            continue
+        if not (joiners and _joins(text, position)):
+            raise bad(
+                f"The {what} has {_shown(character)} at position {position + 1}: take it out.",
+                *path,
+            )
+
+
+def _category(character: str) -> str:
+    return "So" if ord(character) in PICTOGRAPHS else unicodedata.category(character)
+
+
+def _joins(text: str, position: int) -> bool:
+    """Whether what is there makes one emoji of two, or is spelling (Persian, the scripts of India)."""
+    if position == 0:
+        return False
+    before, after = text[position - 1], text[position + 1 : position + 2]
+    match text[position]:
+        case "\ufe0e" | "\ufe0f":  # shown as text, or as an emoji
+            return after == KEYCAP or before == "\u2139" or _is_sign(before)
+        case "\u200d" if after and _is_sign(after):
+            return before == AS_EMOJI or _is_sign(before)
+        case "\u200c" | "\u200d":  # the non-joiner and the joiner of letters
+            letters = ("Lo", "Mn", "Mc")
+            return bool(after) and _category(before) in letters and _category(after) == "Lo"
+    return False
+
+
+def _is_sign(character: str) -> bool:
+    return not character.isascii() and _category(character)[0] in "SP"
+
+
 def valid_text(text: str | None, longest: int, *path: str, lines: bool = False) -> str | None:
-    """Trimmed; None when nothing is left. One line, if not `lines`."""
+    """Trimmed, in one Unicode form; None when nothing is left. One line, if not `lines`."""
     if text is None:
         return None
     text = text.strip()
     what = path[-1] if path else "text"
+    if len(text) > 4 * longest:  # composing shortens; what is far too long is not even looked at
+        raise bad(f"The {what} has {len(text)} characters: {longest} are allowed.", *path)
+    _refuse_unseen(text, LINES if lines else frozenset(), what, *path, joiners=True)
+    text = unicodedata.normalize("NFC", text)
     if len(text) > longest:
         raise bad(f"The {what} has {len(text)} characters: {longest} are allowed.", *path)
-    _refuse_controls(text, LINES if lines else frozenset(), what, *path)
-    if not lines and not UNSEEN.isdisjoint(text):
-        raise bad(f"The {what} has characters that cannot be seen: take them out.", *path)
     return text or None
 
 
@@ -170,12 +235,11 @@ def valid_tags(tags: Sequence[str] | None, *path: str) -> list[str]:
 def _tag(tag: str, *path: str) -> str:
     if len(tag) > 1024:
         raise bad(f"A tag has {len(tag)} characters: 64 are allowed.", *path)
-    tag = unicodedata.normalize("NFC", tag.strip())
+    tag = tag.strip()
+    _refuse_unseen(tag, frozenset(), "tag", *path, joiners=False)
+    tag = unicodedata.normalize("NFC", tag)
     if not 1 <= len(tag) <= 64:
         raise bad(f"A tag has {len(tag)} characters: give 1 to 64.", *path)
-    _refuse_controls(tag, frozenset(), "tag", *path)
-    if not UNSEEN.isdisjoint(tag):
-        raise bad("A tag has characters that cannot be seen: take them out.", *path)
     return tag
 
 
@@ -238,6 +302,9 @@ def _count_keys(value: Any, depth: int, *path: str) -> int:
     elif isinstance(value, float):
         if value != value or value in (float("inf"), float("-inf")):
             raise bad("A number in the properties is not finite.", *path)
+        # Whole numbers beyond 64 bits arrive as the nearest float: another number than was written.
+        if value.is_integer() and abs(value) >= 2**63:
+            raise bad("A number in the properties passes 64 bits: give it as a string.", *path)
     elif value is not None:
         raise bad("The properties hold a value that is not JSON.", *path)
     return 0

@@ -116,7 +116,16 @@ def test_tags_are_trimmed_and_unique_in_their_order() -> None:
         (["a\0b"], "The tag has U+0000 (a control character) at position 2: take it out."),
         (["a\nb"], "The tag has U+000A (a control character) at position 2: take it out."),
         (["a\u202eb"], "The tag has U+202E (RIGHT-TO-LEFT OVERRIDE) at position 2: take it out."),
-        (["a\u200bb"], "A tag has characters that cannot be seen: take them out."),
+        (["a\u200bb"], "The tag has U+200B (ZERO WIDTH SPACE) at position 2: take it out."),
+        (["a\u200d"], "The tag has U+200D (ZERO WIDTH JOINER) at position 2: take it out."),
+        (
+            ["\u2764\ufe0f"],
+            "The tag has U+FE0F (VARIATION SELECTOR-16) at position 2: take it out.",
+        ),
+        (
+            ["a" + "\u0301" * 60],
+            "The tag has over 4 combining marks in a row at position 6: take some out.",
+        ),
     ],
 )
 def test_bad_tags(tags: list[str], message: str) -> None:
@@ -144,6 +153,7 @@ GOOD_PROPERTIES: list[Any] = [
     {},
     {"a": [1, 2.5, "x", None, True, {"b": -(2**63)}], "größe": 2**63 - 1},
     {"text": "two\nlines"},
+    {"float": 9.2e18, "small": -5e-324, "whole": 3.0},
     nested(10),
     {f"key{n}": n for n in range(200)},
     {"long": "x" * 65_500},
@@ -179,6 +189,9 @@ BAD_PROPERTIES: list[tuple[Any, str]] = [
     ({"long": "é" * 32_768}, "The properties have 65547 bytes: 65536 are allowed."),
     ({"a": 2**63}, "A number in the properties passes 64 bits: give it as a string."),
     ({"a": -(2**63) - 1}, "A number in the properties passes 64 bits: give it as a string."),
+    ({"a": 2.0**64}, "A number in the properties passes 64 bits: give it as a string."),
+    ({"a": [-(2.0**63)]}, "A number in the properties passes 64 bits: give it as a string."),
+    ({"a": 1.7e308}, "A number in the properties passes 64 bits: give it as a string."),
     ({"a": float("nan")}, "A number in the properties is not finite."),
     ({"a": float("-inf")}, "A number in the properties is not finite."),
     ({"a": b"x"}, "The properties hold a value that is not JSON."),
@@ -198,9 +211,6 @@ def test_texts_are_trimmed_and_nothing_is_none() -> None:
     assert names.valid_text("", 3) is None
     assert names.valid_text(None, 3) is None
     assert names.valid_text("a\nb\tc", 9, lines=True) == "a\nb\tc"
-    assert (
-        names.valid_text("👩‍🔬 שלום", 9) == "👩‍🔬 שלום"
-    )  # joiners and right-to-left writing are text
 
 
 @pytest.mark.parametrize(
@@ -210,11 +220,75 @@ def test_texts_are_trimmed_and_nothing_is_none() -> None:
         ("a\nb", "The field has U+000A (a control character) at position 2: take it out."),
         ("a\x7f", "The field has U+007F (a control character) at position 2: take it out."),
         ("a\u2066", "The field has U+2066 (LEFT-TO-RIGHT ISOLATE) at position 2: take it out."),
-        ("a\ufeffb", "The field has characters that cannot be seen: take them out."),
+        ("x" * 13, "The field has 13 characters: 3 are allowed."),
+        (
+            "a" + "\u0301" * 5,
+            "The field has over 4 combining marks in a row at position 6: take some out.",
+        ),
     ],
 )
 def test_bad_texts(text: str, message: str) -> None:
     assert refusal(names.valid_text, text, 3) == message
+
+
+@pytest.mark.parametrize(
+    ("character", "name"),
+    [
+        ("\u00ad", "U+00AD (SOFT HYPHEN)"),
+        ("\u034f", "U+034F (COMBINING GRAPHEME JOINER)"),
+        ("\u115f", "U+115F (HANGUL CHOSEONG FILLER)"),
+        ("\u200b", "U+200B (ZERO WIDTH SPACE)"),
+        ("\u200c", "U+200C (ZERO WIDTH NON-JOINER)"),
+        ("\u200d", "U+200D (ZERO WIDTH JOINER)"),
+        ("\u200f", "U+200F (RIGHT-TO-LEFT MARK)"),
+        ("\u2028", "U+2028 (LINE SEPARATOR)"),
+        ("\u3164", "U+3164 (HANGUL FILLER)"),
+        ("\ue000", "U+E000 (for private use)"),
+        ("\ufe0f", "U+FE0F (VARIATION SELECTOR-16)"),
+        ("\ufeff", "U+FEFF (ZERO WIDTH NO-BREAK SPACE)"),
+        ("\uffa0", "U+FFA0 (HALFWIDTH HANGUL FILLER)"),
+        ("\ufff9", "U+FFF9 (INTERLINEAR ANNOTATION ANCHOR)"),
+        ("\uffff", "U+FFFF (not a character)"),
+        ("\U000e0041", "U+E0041 (TAG LATIN CAPITAL LETTER A)"),
+        ("\U000e0100", "U+E0100 (VARIATION SELECTOR-17)"),
+        ("\U0010ffff", "U+10FFFF (not a character)"),
+    ],
+    ids=ascii,
+)
+def test_what_cannot_be_seen_is_refused(character: str, name: str) -> None:
+    for text, position in ((f"a{character}b", 2), (f"a {character}", 3), (f"{character}😀", 1)):
+        if text.strip() != text:  # a separator at the end is trimmed
+            continue
+        told = f"has {name} at position {position}: take it out."
+        assert refusal(names.valid_text, text, 9) == f"The field {told}"
+        assert refusal(names.valid_tags, [text]) == f"The tag {told}"
+        with pytest.raises(Refused, match="The comment has"):
+            names.valid_comment(f"{text}\nsecond line")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "👩‍🔬 שלום",
+        "❤️ 🏳️‍🌈 1️⃣ ☎︎ 👍🏽 🧑🏽‍🚀 \u2139️ ‼️",
+        "\U0001fa77\u200d\U0001faef",  # assigned in Unicode 15 and later
+        "می‌خواهم",  # Persian, with a non-joiner
+        "क्‍ष",  # Hindi, with a joiner
+        "ตั้ง Việt é 日本語 한국어 русский ελληνικά",
+    ],
+)
+def test_writing_of_the_world_is_text(text: str) -> None:
+    assert names.valid_text(text, 60) == text
+    assert names.valid_comment(text) == text
+
+
+def test_texts_are_in_one_unicode_form() -> None:
+    assert names.valid_text("Gro\u0308\u00dfe", 5) == "Gr\u00f6\u00dfe"
+    assert names.valid_comment("e\u0301\nx") == "\u00e9\nx"
+    assert names.valid_label("\u212b", 1, "name") == "\u00c5"
+    assert refusal(names.valid_text, "e\u0301" * 4, 3) == (
+        "The field has 4 characters: 3 are allowed."
+    )
 
 
 def test_a_label_is_not_empty() -> None:
