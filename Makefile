@@ -111,8 +111,8 @@ clean: ## Remove what was built and installed here; data stays
 	@touch $@
 
 web/node_modules/installed: web/package.json web/package-lock.json
-	@node -e 'process.exit(process.versions.node.split(".")[0] < 20 ? 1 : 0)' 2>/dev/null || \
-	  { echo 'Node 20 or newer is needed, and was not found: https://nodejs.org' >&2; exit 1; }
+	@node -e 'const [major, minor] = process.versions.node.split(".").map(Number); process.exit(major > 20 || (major == 20 && minor >= 19) ? 0 : 1)' 2>/dev/null || \
+	  { echo 'Node 20.19 or newer is needed, and was not found: https://nodejs.org' >&2; exit 1; }
 	@echo 'Installing the Node packages'
 	@cd web && npm ci --omit=dev --no-audit --no-fund --loglevel=error </dev/null >/dev/null
 	@touch $@
