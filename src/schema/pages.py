@@ -5,7 +5,15 @@ from typing import Annotated, Any, Generic, TypeAlias, TypeVar
 import strawberry
 
 from modelharbor.db.base import Row
-from modelharbor.db.keyset import EVERYTHING, Filter, Order, Window, decode_cursor
+from modelharbor.db.keyset import (
+    DEFAULT_PAGE,
+    EVERYTHING,
+    MAX_PAGE,
+    Filter,
+    Order,
+    Window,
+    decode_cursor,
+)
 from modelharbor.errors import BadUserInput
 from modelharbor.execution.declaration import computed, loaded, rows
 from modelharbor.loaders.pages import TotalLoader
@@ -14,7 +22,6 @@ from .directives import Cost
 from .scalars import Cursor
 
 T = TypeVar("T")
-MAX_PAGE, DEFAULT_PAGE = 100, 20
 
 First: TypeAlias = Annotated[
     int | None,
