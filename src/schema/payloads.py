@@ -28,47 +28,46 @@ class UserError:
     path: list[str] | None = strawberry.field(description="Where in the input, from its top.")
 
 
-@strawberry.type(description="A model, after a change.")
-class ModelPayload:
-    model: Model | None = strawberry.field(description="The model; null when nothing was done.")
+@strawberry.type(description="What all payloads say.")
+class Payload:
     user_errors: list[UserError] = strawberry.field(description="Why nothing was done; else empty.")
+
+
+@strawberry.type(description="A model, after a change.")
+class ModelPayload(Payload):
+    model: Model | None = strawberry.field(description="The model; null when nothing was done.")
 
 
 @strawberry.type(description="A version, after a change.")
-class ModelVersionPayload:
+class ModelVersionPayload(Payload):
     model_version: ModelVersion | None = strawberry.field(
         description="The version; null when nothing was done."
     )
-    user_errors: list[UserError] = strawberry.field(description="Why nothing was done; else empty.")
 
 
 @strawberry.type(description="An alias, after a change.")
-class AliasPayload:
+class AliasPayload(Payload):
     alias: Alias | None = strawberry.field(description="The alias; null when nothing was done.")
-    user_errors: list[UserError] = strawberry.field(description="Why nothing was done; else empty.")
 
 
 @strawberry.type(description="What was deleted.")
-class DeletePayload:
+class DeletePayload(Payload):
     deleted_id: strawberry.ID | None = strawberry.field(
         description="Its global id; null when nothing was done."
     )
-    user_errors: list[UserError] = strawberry.field(description="Why nothing was done; else empty.")
 
 
 @strawberry.type(description="A new token.")
-class ApiTokenPayload:
+class ApiTokenPayload(Payload):
     token: ApiToken | None = strawberry.field(description="The token; null when nothing was done.")
     secret: str | None = strawberry.field(
         description="The text to send as `Authorization: Bearer …`. Shown now and never again."
     )
-    user_errors: list[UserError] = strawberry.field(description="Why nothing was done; else empty.")
 
 
 @strawberry.type(description="Whether a role was given or taken.")
-class GrantRolePayload:
+class GrantRolePayload(Payload):
     granted: bool = strawberry.field(description="False when nothing was done.")
-    user_errors: list[UserError] = strawberry.field(description="Why nothing was done; else empty.")
 
 
 def refusable(change: Callable[..., Awaitable[P]]) -> Callable[..., Awaitable[P]]:
