@@ -75,6 +75,7 @@ async def authenticate(database: Database, authorization: str | None) -> Viewer:
         roles={entry["organization_id"]: Role(entry["role"]) for entry in row["memberships"]},
         scopes=frozenset(map(Permission, row["scopes"])),
         token_id=token_id,
+        expires_at=row["expires_at"],
     )
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from datetime import datetime
 from functools import cached_property
 from typing import Any
 
@@ -46,6 +47,7 @@ class Viewer:
     roles: Mapping[ObjectId, Role] = field(default_factory=dict)  # by organization
     scopes: frozenset[Permission] = NOTHING
     token_id: ObjectId | None = None
+    expires_at: datetime | None = None  # of the token; None: never
 
     @property
     def user_id(self) -> ObjectId | None:
@@ -58,12 +60,22 @@ class Viewer:
         person_id: ObjectId = self.user["_id"]
         return person_id
 
+    @property
+    def reads_as(self) -> ObjectId | None:
+        """Whose own things the viewer may read: nobody's without the scope READ."""
+        return self.user_id if Permission.READ in self.scopes else None
+
+    @property
+    def belongs(self) -> Mapping[ObjectId, Role]:
+        """The organizations that the viewer may look into: none without the scope READ."""
+        return self.roles if self.reads_as is not None else {}
+
     @cached_property
     def principals(self) -> tuple[str, ...]:
         """For `principals: {$in: …}` in every filter over models."""
-        if self.user is None or Permission.READ not in self.scopes:
+        if self.reads_as is None:
             return (PUBLIC,)
-        mine = [self.user["_id"], *sorted(self.roles)]
+        mine = [self.reads_as, *sorted(self.belongs)]
         return (PUBLIC, INTERNAL, *map(actor_principal, mine))
 
     @cached_property

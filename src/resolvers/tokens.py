@@ -83,11 +83,13 @@ async def create_api_token(
     expires_at: datetime | None = None,
     idempotency_key: str | None = None,
 ) -> tuple[Row, str]:
-    """A token of the viewer's own, with at most the scopes of the one that was presented.
+    """A token of the viewer's own, with at most the scopes and the time of the one that was presented.
 
-    Answers the stored row and the text, which is not stored: the same key derives it again.
+    Needs the scope ADMINISTER. Answers the stored row and the text, which is not stored: the same
+    key derives it again.
     """
     user_id = viewer.person_id()
+    _refuse_without_administer(viewer)
     name = valid_label(name, DISPLAY_NAME, "name")
     if not scopes:
         raise bad("A token needs at least one scope.", "scopes")
@@ -98,8 +100,7 @@ async def create_api_token(
             f"Your token lacks {', '.join(beyond)}: a new one cannot have more scopes.",
             "scopes",
         )
-    if expires_at is not None:
-        expires_at = _expiry(expires_at)
+    expires_at = _expiry(expires_at, viewer.expires_at)
     key = await asyncio.to_thread(secret_key, settings) if idempotency_key is not None else None
 
     def secret_of(attempt: Attempt) -> str:
@@ -154,13 +155,34 @@ async def create_api_token(
     return row, token_text(row["_id"], secret)
 
 
-def _expiry(expires_at: datetime) -> datetime:
+def _refuse_without_administer(viewer: Viewer) -> None:
+    """Who has got hold of a lesser token can neither keep a way in nor shut its owner out."""
+    if Permission.ADMINISTER not in viewer.scopes:
+        raise Refused(
+            ErrorCode.FORBIDDEN, "The token lacks the scope ADMINISTER: use one that has it."
+        )
+
+
+def _expiry(expires_at: datetime | None, latest: datetime | None) -> datetime | None:
+    """When a new token expires: not after `latest`, where that is a time."""
+    outlives = Refused(
+        ErrorCode.FORBIDDEN,
+        f"Your token expires at {latest}: a new one cannot be good for longer.",
+        "expiresAt",
+    )
+    if expires_at is None:
+        if latest is not None:
+            raise outlives
+        return None
     if expires_at.tzinfo is None:
         expires_at = expires_at.replace(tzinfo=UTC)
     expires_at = expires_at.astimezone(UTC)
     if expires_at <= utc_now():
         raise bad("The token would have expired already: give a time to come.", "expiresAt")
-    return expires_at.replace(microsecond=expires_at.microsecond // 1000 * 1000)
+    expires_at = expires_at.replace(microsecond=expires_at.microsecond // 1000 * 1000)
+    if latest is not None and expires_at > latest:
+        raise outlives
+    return expires_at
 
 
 def _derived(key: bytes, nonce: str) -> str:
@@ -172,8 +194,14 @@ def _derived(key: bytes, nonce: str) -> str:
 async def revoke_api_token(
     database: Database, viewer: Viewer, *, token_id: ObjectId, comment: str | None = None
 ) -> ObjectId:
-    """The comment goes to the log. Answers the id; again for a token that was revoked before. Others' tokens: operators only."""
+    """The comment goes to the log. Answers the id; again for a token that was revoked before.
+
+    The presented one can always be revoked, any other needs the scope ADMINISTER. Other people's
+    tokens: operators only.
+    """
     user_id = viewer.person_id()
+    if token_id != viewer.token_id:
+        _refuse_without_administer(viewer)
     comment = valid_comment(comment)
     token = await database.data["tokens"].find_one(
         {"_id": token_id} if viewer.operates else {"_id": token_id, "user_id": user_id},

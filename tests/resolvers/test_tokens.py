@@ -58,7 +58,7 @@ async def test_a_new_token_leads_to_its_maker_with_its_scopes(
 
 async def test_bad_tokens(database: Database, settings: Settings, company: Company) -> None:
     past = utc_now() - timedelta(seconds=1)
-    reader = replace(company.stranger, scopes=frozenset({Permission.READ}))
+    reader = replace(company.stranger, scopes=frozenset({Permission.READ, Permission.ADMINISTER}))
     bad: list[tuple[ErrorCode, str, dict[str, Any]]] = [
         (ErrorCode.BAD_INPUT, "name", {"name": " "}),
         (ErrorCode.BAD_INPUT, "name", {"name": "a\nb"}),
@@ -81,6 +81,47 @@ async def test_bad_tokens(database: Database, settings: Settings, company: Compa
     with pytest.raises(Unauthenticated):
         await revoke_api_token(database, ANONYMOUS, token_id=ObjectId())
     assert await everything(database) == before
+
+
+async def test_a_token_does_not_outlive_the_one_that_makes_it(
+    database: Database, settings: Settings, company: Company
+) -> None:
+    end = utc_now() + timedelta(hours=1)
+    _, text = await issue_token(database, company.ann.id, "mine", list(Permission), end)
+    viewer = await authenticate(database, f"Bearer {text}")
+    await finish_notes()
+    assert viewer.expires_at == end
+    for expires in (None, end + timedelta(milliseconds=1)):
+        async with refused(
+            database, ErrorCode.FORBIDDEN, "expiresAt", says=f"Your token expires at {end}"
+        ):
+            await create_api_token(
+                database, viewer, settings, name="x", scopes=READ, expires_at=expires
+            )
+    for expires in (end, end - timedelta(minutes=1)):
+        row, _ = await create_api_token(
+            database, viewer, settings, name="x", scopes=READ, expires_at=expires
+        )
+        assert row["expires_at"] == expires
+
+
+async def test_without_administer_a_token_makes_none_and_revokes_itself_only(
+    database: Database, settings: Settings, company: Company
+) -> None:
+    scopes = [scope for scope in Permission if scope is not Permission.ADMINISTER]
+    mine, text = await issue_token(database, company.ann.id, "mine", scopes)
+    other, _ = await issue_token(database, company.ann.id, "other", READ)
+    viewer = await authenticate(database, f"Bearer {text}")
+    await finish_notes()
+    lacks = "The token lacks the scope ADMINISTER: use one that has it."
+    async with refused(database, ErrorCode.FORBIDDEN, says=lacks):
+        await create_api_token(database, viewer, settings, name="x", scopes=READ)
+    for token_id in (other.id, ObjectId()):
+        async with refused(database, ErrorCode.FORBIDDEN, says=lacks):
+            await revoke_api_token(database, viewer, token_id=token_id)
+    assert await revoke_api_token(database, viewer, token_id=mine.id) == mine.id
+    with pytest.raises(Unauthenticated):
+        await authenticate(database, f"Bearer {text}")
 
 
 async def test_a_person_has_a_hundred_live_tokens(
