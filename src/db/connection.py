@@ -3,7 +3,7 @@
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Final, TypeVar
 
 from beanie.odm.utils.init import Initializer
 from bson.codec_options import CodecOptions
@@ -13,6 +13,7 @@ from pymongo.asynchronous.database import AsyncDatabase
 from pymongo.errors import ConnectionFailure, ExecutionTimeout
 from pymongo.read_concern import ReadConcern
 
+from modelharbor.errors import Unavailable
 from modelharbor.observability.commands import CommandCounter
 from modelharbor.settings import Settings
 
@@ -20,6 +21,7 @@ from .base import Row
 from .documents import DOCUMENTS
 
 T = TypeVar("T")
+BUSY: Final = "The database is busy with other changes; try again."
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,18 +38,28 @@ class Database:
         """Run `work` in one transaction; again from its start when MongoDB asks for it.
 
         All of it within `seconds`: PyMongo would go on for two minutes when MongoDB is gone. The
-        default is below the time that an operation has.
+        default is below the time that an operation has. Between attempts PyMongo waits, longer each
+        time, half a second at most. Raises Unavailable where others held it up for all the time.
         """
+        attempts = 0
+
+        async def attempt(session: AsyncClientSession) -> T:
+            nonlocal attempts
+            attempts += 1
+            return await work(session)
+
         try:
             with timeout(seconds):
                 async with self.client.start_session() as session:
                     # A transaction takes neither concern from the database object, only from here.
                     return await session.with_transaction(
-                        work, ReadConcern("snapshot"), WriteConcern("majority")
+                        attempt, ReadConcern("snapshot"), WriteConcern("majority")
                     )
         except ExecutionTimeout as error:
             if isinstance(error.__cause__, ConnectionFailure):
                 raise error.__cause__ from None  # it was not slow, it was not there
+            if attempts > 1 or error.has_error_label("TransientTransactionError"):
+                raise Unavailable(BUSY) from error
             raise
 
 
@@ -62,7 +74,8 @@ class _Documents(Initializer):
 async def connect(settings: Settings) -> AsyncIterator[Database]:
     """Open the pool. Sends nothing yet: the server starts without its database and waits for it.
 
-    Acknowledged writes are on a majority (`w: 1` lost some in failovers), reads see only such.
+    One at a time in a process: Beanie binds the documents to the database of the last call, also
+    for those who still hold an earlier one. Acknowledged writes are on a majority (`w: 1` lost some in failovers), reads see only such.
     """
     client: AsyncMongoClient[Row] = AsyncMongoClient(
         settings.mongo_url,

@@ -17,6 +17,7 @@ from pymongo.errors import PyMongoError
 from modelharbor.db.base import Row, utc_now
 from modelharbor.db.connection import Database
 from modelharbor.db.models import trending_score_expression
+from modelharbor.errors import Unavailable
 
 log = logging.getLogger(__name__)
 FLUSH_SECONDS: Final = 1.0
@@ -98,7 +99,7 @@ async def counting_downloads(database: Database) -> AsyncIterator[DownloadCounte
     async def flush() -> None:
         try:
             await counter.flush()
-        except PyMongoError as error:
+        except (PyMongoError, Unavailable) as error:
             log.warning("downloads.not_counted_yet error=%s", error)
 
     async def run() -> None:
@@ -111,7 +112,7 @@ async def counting_downloads(database: Database) -> AsyncIterator[DownloadCounte
         while not ended.is_set():  # PyMongo can turn a cancellation into an error of its own
             try:
                 await leave_window(database)
-            except PyMongoError as error:
+            except (PyMongoError, Unavailable) as error:
                 log.warning("downloads.window_not_left_yet error=%s", error)
             with suppress(TimeoutError):
                 await asyncio.wait_for(ended.wait(), LEAVE_SECONDS)
@@ -140,6 +141,7 @@ async def leave_window(database: Database, now: datetime | None = None) -> int:
             await database.data["downloads"]
             .find({"in_window": True, "day": {"$lte": last}}, {"_id": 1})
             .limit(BATCH)
+            .max_time_ms(database.query_timeout_ms)
             .to_list()
         )
         if not rows:
@@ -150,7 +152,12 @@ async def leave_window(database: Database, now: datetime | None = None) -> int:
 
 async def _leave(database: Database, ids: list[ObjectId], session: AsyncClientSession) -> int:
     mine = {"_id": {"$in": ids}, "in_window": True}
-    rows = await database.data["downloads"].find(mine, session=session).to_list()
+    rows = (
+        await database.data["downloads"]
+        .find(mine, session=session)
+        .max_time_ms(database.query_timeout_ms)
+        .to_list()
+    )
     if not rows:
         return 0
     await database.data["downloads"].update_many(

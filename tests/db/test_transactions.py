@@ -9,6 +9,7 @@ from pymongo.errors import ExecutionTimeout, ServerSelectionTimeoutError
 from pymongo.monitoring import CommandStartedEvent
 
 from modelharbor.db.connection import Database, connect
+from modelharbor.errors import Unavailable
 from modelharbor.observability.commands import CommandCounter
 from modelharbor.settings import Settings
 
@@ -70,11 +71,19 @@ async def test_what_collides_for_too_long_is_given_up(database: Database) -> Non
     async def hold(session: AsyncClientSession) -> None:
         await add(session)
         async with asyncio.timeout(HANG):
-            with pytest.raises(ExecutionTimeout):
+            with pytest.raises(Unavailable, match="busy with other changes; try again"):
                 await database.transaction(add, seconds=0.5)
 
     await database.transaction(hold, seconds=HANG)
     assert await cards.find_one({"_id": 1}) == {"_id": 1, "count": 1}
+
+
+async def test_what_is_slow_by_itself_is_not_said_to_be_held_up(database: Database) -> None:
+    async def work(session: AsyncClientSession) -> None:
+        raise ExecutionTimeout("operation exceeded time limit", 50)  # as `maxTimeMS` makes it
+
+    with pytest.raises(ExecutionTimeout):
+        await database.transaction(work)
 
 
 async def test_without_a_server_it_ends_as_soon_as_its_time_is_over(settings: Settings) -> None:

@@ -7,10 +7,12 @@ from typing import Any
 import pytest
 from bson import ObjectId
 from pymongo.errors import AutoReconnect
+from pymongo.monitoring import CommandStartedEvent
 
 from modelharbor.db.base import Row, utc_now
 from modelharbor.db.connection import Database
 from modelharbor.db.models import trending_score
+from modelharbor.observability.commands import CommandCounter
 from modelharbor.resolvers.downloads import DownloadCounter, counting_downloads, leave_window
 from tests.documents import START, insert_actor, insert_model
 
@@ -90,6 +92,21 @@ async def test_the_end_flushes(database: Database) -> None:
     async with counting_downloads(database) as counter:
         counter.count(model.id)
     assert (await stats(database, model.id))["downloads_all"] == 1
+
+
+async def test_the_days_that_leave_are_read_in_bounded_time(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    commands: list[dict[str, Any]] = []
+
+    def started(self: CommandCounter, event: CommandStartedEvent) -> None:
+        commands.append(dict(event.command))
+
+    monkeypatch.setattr(CommandCounter, "started", started)
+    assert await leave_window(database) == 0
+    assert [(command["find"], command["maxTimeMS"]) for command in commands] == [
+        ("downloads", database.query_timeout_ms)
+    ]
 
 
 async def test_each_day_leaves_the_window_once(database: Database) -> None:
