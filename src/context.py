@@ -5,7 +5,6 @@ from typing import TYPE_CHECKING, TypeAlias
 
 import strawberry
 
-from modelharbor.errors import Unauthenticated
 from modelharbor.loaders.base import Reads
 from modelharbor.settings import Settings
 
@@ -23,8 +22,7 @@ class Context(Reads):
     @property
     def person(self) -> "Viewer":
         """The viewer, who must be somebody."""
-        if self.viewer.user is None:
-            raise Unauthenticated("This needs a token: send `Authorization: Bearer mh_…`.")
+        self.viewer.person_id()
         return self.viewer
 
 

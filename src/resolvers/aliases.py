@@ -44,21 +44,9 @@ async def set_alias(
     async def work(session: AsyncClientSession) -> Row:
         model = await model_for(database, session, viewer, model_id, Permission.PROMOTE, "modelId")
         refuse_unless_active(model, "modelId")
-        version = await database.data["versions"].find_one(
-            {"_id": version_id, "model_id": model_id},
-            {"status": 1, "number": 1},
-            session=session,
-            max_time_ms=database.query_timeout_ms,
-        )
-        if version is None or version["status"] == VersionStatus.DELETED.value:
-            raise Refused(
-                ErrorCode.NOT_FOUND, f"{full_name(model)} has no such version.", "versionId"
-            )
-        if version["status"] != VersionStatus.READY.value:
-            raise bad(
-                f"Version {version['number']} is {version['status']}: an alias points at a READY one.",
-                "versionId",
-            )
+        old = _entry(model, name)
+        if old is None or old["version_id"] != version_id:
+            await _refuse_unless_ready(database, session, model, version_id)
         model = await set_alias_in(
             database,
             session,
@@ -74,6 +62,26 @@ async def set_alias(
         return {**entry, "model_id": model_id}
 
     return await database.transaction(work)
+
+
+async def _refuse_unless_ready(
+    database: Database, session: AsyncClientSession, model: Row, version_id: ObjectId
+) -> None:
+    """An alias is led to READY versions only; where it points already, it stays also when that is
+    archived."""
+    version = await database.data["versions"].find_one(
+        {"_id": version_id, "model_id": model["_id"]},
+        {"status": 1, "number": 1},
+        session=session,
+        max_time_ms=database.query_timeout_ms,
+    )
+    if version is None or version["status"] == VersionStatus.DELETED.value:
+        raise Refused(ErrorCode.NOT_FOUND, f"{full_name(model)} has no such version.", "versionId")
+    if version["status"] != VersionStatus.READY.value:
+        raise bad(
+            f"Version {version['number']} is {version['status']}: an alias points at a READY one.",
+            "versionId",
+        )
 
 
 def _entry(model: Row, name: str) -> Row | None:
@@ -149,17 +157,9 @@ async def set_alias_in(
     )
 
 
-async def delete_alias(
-    database: Database,
-    viewer: Viewer,
-    *,
-    model_id: ObjectId,
-    name: str,
-    comment: str | None = None,
-) -> Row:
+async def delete_alias(database: Database, viewer: Viewer, *, model_id: ObjectId, name: str) -> Row:
     """Needs PROMOTE, for a protected one ADMINISTER. Answers the entry that was, with `model_id`."""
     user_id = viewer.person_id()
-    comment = valid_comment(comment)
 
     async def work(session: AsyncClientSession) -> Row:
         model = await model_for(database, session, viewer, model_id, Permission.PROMOTE, "modelId")
@@ -175,7 +175,6 @@ async def delete_alias(
             version_id=old["version_id"],
             actor_id=PydanticObjectId(user_id),
             before={"name": name, "version_id": old["version_id"], "protected": old["protected"]},
-            comment=comment,
         ).insert(session=session)
         await changed(
             database,

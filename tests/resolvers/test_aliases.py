@@ -70,7 +70,7 @@ async def test_an_alias_is_set_moved_protected_and_deleted(
     before = await everything(database)
     assert kept == await set_alias(database, admin, model_id=model.id, name="prod", version_id=one)
     assert await everything(database) == before
-    gone = await delete_alias(database, admin, model_id=model.id, name="prod", comment="last")
+    gone = await delete_alias(database, admin, model_id=model.id, name="prod")
     assert gone == kept
     assert await aliases_of(database, model) == {"best": (one, False)}
     assert [
@@ -93,7 +93,7 @@ async def test_an_alias_is_set_moved_protected_and_deleted(
             {"name": "prod", "version_id": one, "protected": True},
             None,
         ),
-        ("ALIAS_DELETED", one, {"name": "prod", "version_id": one, "protected": True}, {}, "last"),
+        ("ALIAS_DELETED", one, {"name": "prod", "version_id": one, "protected": True}, {}, None),
     ]
 
 
@@ -196,6 +196,23 @@ async def test_bad_aliases(database: Database, company: Company) -> None:
         )
     async with refused(database, ErrorCode.NOT_FOUND, "name", says="Acme/bert has no such alias."):
         await delete_alias(database, company.admin, model_id=model.id, name="prod")
+
+
+async def test_an_alias_of_a_version_that_was_archived_later_can_still_be_protected(
+    database: Database, company: Company
+) -> None:
+    model = await insert_model(company.acme, "bert")
+    one = await ready(model, 1)
+    admin = company.admin
+    await set_alias(database, admin, model_id=model.id, name="prod", version_id=one)
+    await database.data["versions"].update_one({"_id": one}, {"$set": {"status": "ARCHIVED"}})
+    for protected in (True, False):
+        await set_alias(
+            database, admin, model_id=model.id, name="prod", version_id=one, protected=protected
+        )
+        assert await aliases_of(database, model) == {"prod": (one, protected)}
+    async with refused(database, ErrorCode.BAD_INPUT, "versionId", says="Version 1 is ARCHIVED"):
+        await set_alias(database, admin, model_id=model.id, name="other", version_id=one)
 
 
 async def test_a_model_has_a_hundred_aliases(database: Database, company: Company) -> None:
