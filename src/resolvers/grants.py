@@ -5,7 +5,7 @@ from typing import Final, Literal
 from bson import ObjectId
 from pymongo.asynchronous.client_session import AsyncClientSession
 
-from modelharbor.auth.viewer import Viewer
+from modelharbor.auth.viewer import Viewer, model_principals
 from modelharbor.db.actors import ActorKind, Role
 from modelharbor.db.base import Row
 from modelharbor.db.connection import Database
@@ -13,7 +13,7 @@ from modelharbor.db.tokens import Permission
 from modelharbor.errors import ErrorCode, Refused
 
 from .access import model_for, refuse_without
-from .models import advance
+from .models import changed
 from .names import bad
 from .organizations import role_event, set_membership
 
@@ -86,7 +86,13 @@ async def _grant_on_model(
         now=now,
         model_id=model["_id"],
     )
-    await advance(database, session, model, {"grants": grants})
+    # Not the revision, nor the time: who may do what is not a change that readers are told of.
+    await changed(
+        database,
+        session,
+        {key: model[key] for key in ("_id", "state", "visibility", "grants")},
+        {"$set": {"grants": grants, "principals": model_principals({**model, "grants": grants})}},
+    )
 
 
 async def _grant_in_organization(

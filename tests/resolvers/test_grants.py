@@ -14,7 +14,7 @@ from modelharbor.db.models import ModelState, Visibility
 from modelharbor.db.tokens import Permission
 from modelharbor.errors import ErrorCode, Refused, Unauthenticated
 from modelharbor.resolvers.grants import grant_role
-from tests.documents import insert_actor, insert_model
+from tests.documents import START, insert_actor, insert_model
 from tests.resolvers.conftest import Company
 from tests.resolvers.state import events_of, everything, refused
 
@@ -42,7 +42,7 @@ async def test_a_role_on_a_model_is_given_changed_and_taken(
         (Role.ADMIN, [{"actor_id": ann, "role": "ADMIN"}], [owner, f"actor:{ann}"]),
         (None, [], [owner]),
     ]
-    for revision, (role, grants, principals) in enumerate(steps, 2):
+    for role, grants, principals in steps:
         for _ in range(2):  # the second time changes nothing
             held = await grant_role(
                 database,
@@ -56,12 +56,33 @@ async def test_a_role_on_a_model_is_given_changed_and_taken(
             assert row is not None
             assert held == (role is not None)
             assert (row["grants"], row["principals"]) == (grants, principals)
-            assert row["revision"] == revision
+            assert (row["revision"], row["updated_at"]) == (1, START)
     assert [(e["model_id"], e["before"], e["after"]) for e in await events_of(database)] == [
         (model.id, {"actor_id": ann, "role": None}, {"actor_id": ann, "role": "VIEWER"}),
         (model.id, {"actor_id": ann, "role": "VIEWER"}, {"actor_id": ann, "role": "ADMIN"}),
         (model.id, {"actor_id": ann, "role": "ADMIN"}, {"actor_id": ann, "role": None}),
     ]
+
+
+async def test_roles_given_at_once_are_all_held(database: Database, company: Company) -> None:
+    model = await insert_model(company.acme, "bert", visibility=Visibility.PRIVATE)
+    people = [member.id for member in company.members.values()]
+    await asyncio.gather(
+        *[
+            grant_role(
+                *(database, company.admin),
+                subject="Model",
+                subject_id=model.id,
+                actor_id=person,
+                role=Role.VIEWER,
+            )
+            for person in people
+        ]
+    )
+    row = await database.data["models"].find_one({"_id": model.id})
+    assert row is not None
+    assert {grant["actor_id"] for grant in row["grants"]} == set(people)
+    assert set(row["principals"]) == {f"actor:{id}" for id in [company.acme.id, *people]}
 
 
 async def test_bad_roles_on_models(database: Database, company: Company) -> None:
