@@ -49,7 +49,7 @@ class Stats(BaseModel):
     versions: int = 0  # not deleted ones
     files: int = 0  # of versions that are not deleted
     size_bytes: int = 0  # sum of file lengths
-    stored_bytes: int = 0  # the same with equal contents counted once
+    stored_bytes: int = 0  # of READY and ARCHIVED versions, equal contents counted once
     trending_score: float = 0.0
     as_of: datetime = Field(default_factory=utc_now)
 
@@ -160,7 +160,6 @@ class ModelDocument(BaseDocument):
                 )
                 for key in ("task", "library", "license", "owner_login_lower")
             ],
-            IndexModel([("deleted_at", ASCENDING)], name="deleted", sparse=True),
             IndexModel(
                 [
                     ("name", TEXT),
