@@ -11,6 +11,7 @@ from pymongo.asynchronous.client_session import AsyncClientSession
 from modelharbor.db.base import Row, utc_now
 from modelharbor.db.connection import Database
 from modelharbor.db.files import FileFormat, FileRole
+from modelharbor.db.models import ModelState
 from modelharbor.db.versions import VersionStatus
 from modelharbor.errors import ErrorCode, Refused
 
@@ -58,7 +59,7 @@ async def add_files(
     """Add files to a DRAFT, within a transaction that read `version`; answers it as it is then.
 
     Their contents are recorded. Files that are there already, with the same contents, are left
-    alone; ALREADY_EXISTS where the contents differ.
+    alone; ALREADY_EXISTS where the contents differ, INVALID_TRANSITION unless the model is ACTIVE.
     """
     rows = (
         await database.data["files"]
@@ -67,6 +68,7 @@ async def add_files(
             {"path": 1, "sha256": 1},
             session=session,
         )
+        .max_time_ms(database.query_timeout_ms)
         .to_list()
     )
     there = {row["path"]: row["sha256"] for row in rows}
@@ -101,11 +103,18 @@ async def add_files(
         ordered=False,
         session=session,
     )
-    await database.data["models"].update_one(
-        {"_id": version["model_id"]},
-        {"$inc": {"stats.files": len(new), "stats.size_bytes": size_bytes}},
+    counted = await database.data["models"].update_one(
+        {"_id": version["model_id"], "state": ModelState.ACTIVE.value},
+        {
+            "$inc": {"stats.files": len(new), "stats.size_bytes": size_bytes},
+            "$set": {"stats.as_of": utc_now()},
+        },
         session=session,
     )
+    if counted.matched_count == 0:
+        raise Refused(
+            ErrorCode.INVALID_TRANSITION, "The model was archived or deleted: restore it first."
+        )
     return changed
 
 
@@ -120,4 +129,5 @@ def _row(version: Row, entry: FileEntry) -> Row:
         "sha256": entry.sha256,
         "role": entry.role.value,
         "format": entry.format.value,
+        "listed": True,
     }

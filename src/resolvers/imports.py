@@ -569,12 +569,16 @@ async def _fill(
     session: AsyncClientSession,
 ) -> None:
     """The card, and what it tells, where the model has nothing there yet."""
-    model = await database.data["models"].find_one({"_id": model_id}, session=session)
+    model = await database.data["models"].find_one(
+        {"_id": model_id}, session=session, max_time_ms=database.query_timeout_ms
+    )
     if model is None:
         raise Refused(ErrorCode.CONFLICT, "The model was removed meanwhile.")
     told = {name: value for name, value in card_fields(card.metadata).items() if value}
     after = {name: value for name, value in told.items() if not model[name]}
-    has_card = await database.data["cards"].find_one({"_id": model_id}, {"_id": 1}, session=session)
+    has_card = await database.data["cards"].find_one(
+        {"_id": model_id}, {"_id": 1}, session=session, max_time_ms=database.query_timeout_ms
+    )
     if not has_card:
         await CardDocument(
             id=model["_id"], markdown=card.markdown, metadata=card.metadata, html=card.html

@@ -49,6 +49,6 @@ async def _like(database: Database, viewer: Viewer, model_id: ObjectId, liked: b
 
 def _count(change: int) -> list[dict[str, Any]]:
     return [
-        {"$set": {"stats.likes": {"$add": ["$stats.likes", change]}}},
+        {"$set": {"stats.likes": {"$add": ["$stats.likes", change]}, "stats.as_of": "$$NOW"}},
         {"$set": {"stats.trending_score": trending_score_expression()}},
     ]

@@ -121,7 +121,10 @@ async def create_version_in(
         database,
         session,
         {"_id": model_id},
-        {"$inc": {"last_number": 1, "stats.versions": 1}, "$set": {"updated_at": now}},
+        {
+            "$inc": {"last_number": 1, "stats.versions": 1},
+            "$set": {"updated_at": now, "stats.as_of": now},
+        },
     )
     document = VersionDocument(
         id=version_id or PydanticObjectId(),
@@ -220,6 +223,13 @@ async def update_version(
         if not after:
             return version
         before = {field: version[field] for field in after}
+        # The model is written to as well: who archives it at the same time collides with this.
+        await changed(
+            database,
+            session,
+            {"_id": model["_id"], "state": model["state"]},
+            {"$set": {"updated_at": utc_now()}},
+        )
         await _tell(
             session,
             EventKind.VERSION_UPDATED,
@@ -377,6 +387,9 @@ async def delete_version(
             files = await _files_of(database, session, version_id)
             stored_bytes = await _own_bytes(database, session, version, files)
         await _change(database, session, version, {"status": VersionStatus.DELETED.value})
+        await database.data["files"].update_many(
+            {"version_id": version_id}, {"$set": {"listed": False}}, session=session
+        )
         await _tell(
             session,
             EventKind.VERSION_DELETED,
@@ -535,7 +548,10 @@ async def _settle(
         max_time_ms=database.query_timeout_ms,
     )
     latest_id = latest["_id"] if latest else None
-    fields: dict[str, Any] = {"updated_at": utc_now(), "latest_version_id": latest_id}
+    now = utc_now()
+    fields: dict[str, Any] = {"updated_at": now, "latest_version_id": latest_id}
+    if versions or files or size_bytes or stored_bytes:
+        fields["stats.as_of"] = now
     if latest_id != model["latest_version_id"]:
         formats = await database.data["files"].distinct(
             "format",

@@ -10,16 +10,18 @@ from typing import Any
 
 import pytest
 from bson import ObjectId
+from pymongo.asynchronous.client_session import AsyncClientSession
 
 from modelharbor.auth.viewer import ANONYMOUS, Viewer
 from modelharbor.db.actors import ActorKind, Role
 from modelharbor.db.base import Row
 from modelharbor.db.connection import Database
+from modelharbor.db.files import FileFormat, FileRole
 from modelharbor.db.models import Visibility
 from modelharbor.db.versions import VersionStatus
 from modelharbor.errors import ErrorCode, Refused, Unauthenticated
 from modelharbor.resolvers import imports
-from modelharbor.resolvers.files import add_files
+from modelharbor.resolvers.files import FileEntry, add_files
 from modelharbor.resolvers.imports import (
     ImportResult,
     Phase,
@@ -32,7 +34,7 @@ from modelharbor.resolvers.models import update_model
 from modelharbor.resolvers.versions import delete_version
 from modelharbor.settings import Settings
 from modelharbor.storage.blobs import BlobStore, open_storage
-from tests.documents import insert_actor, viewer_of
+from tests.documents import START, insert_actor, viewer_of
 
 pytestmark = pytest.mark.anyio
 CARD = "---\nlicense: mit\npipeline_tag: fill-mask\nlanguage: en\ntags: [tiny]\n---\n# Tiny\n"
@@ -252,6 +254,28 @@ async def test_again_makes_another_version_of_the_same_contents(
     await harbor.counters_are_right()
 
 
+async def test_files_that_are_added_move_the_time_of_the_counters(
+    harbor: Harbor, folder: Path
+) -> None:
+    first = await harbor.put(folder)
+    models, versions = (harbor.database.data[name] for name in ("models", "versions"))
+    await models.update_one({}, {"$set": {"stats.as_of": START}})
+    await versions.update_one({}, {"$set": {"status": VersionStatus.DRAFT.value}})
+    entry = FileEntry("more", 1, "0" * 64, FileRole.OTHER, FileFormat.OTHER)
+
+    async def add(session: AsyncClientSession) -> Row:
+        version = await versions.find_one({"_id": first.version_id}, session=session)
+        assert version is not None
+        return await add_files(harbor.database, session, version, [entry])
+
+    await harbor.database.transaction(add)
+    stats = (await harbor.model())["stats"]
+    assert (stats["files"], stats["as_of"] > START) == (5, True)
+    await models.update_one({}, {"$set": {"stats.as_of": START}})
+    await harbor.database.transaction(add)  # it is there already
+    assert (await harbor.model())["stats"]["as_of"] == START
+
+
 async def test_other_contents_make_the_next_version(harbor: Harbor, folder: Path) -> None:
     await harbor.put(folder, aliases=["prod"])
     (folder / "config.json").write_text('{"a": 22}')
@@ -265,7 +289,11 @@ async def test_other_contents_make_the_next_version(harbor: Harbor, folder: Path
 
 async def test_a_deleted_version_is_not_recognised(harbor: Harbor, folder: Path) -> None:
     first = await harbor.put(folder)
+    assert [file["listed"] for file in await harbor.rows("files")] == [True] * 4
+    blobs = await harbor.rows("blobs")
     await delete_version(harbor.database, harbor.viewer, version_id=first.version_id)
+    assert [file["listed"] for file in await harbor.rows("files")] == [False] * 4
+    assert await harbor.rows("blobs") == blobs
     second = await harbor.put(folder)
     assert (second.number, second.is_new, second.stored_bytes) == (2, True, 0)
     await harbor.counters_are_right()
@@ -322,6 +350,7 @@ async def test_what_a_person_wrote_stays(harbor: Harbor, folder: Path, settings:
             "<p>text</p>\n",
         ),
         (b"x" * 10_001, "It became no card.", None),
+        (b'"' * 9_000, "over 40,000 bytes of HTML: shorten it. It became no card.", None),
         (b"\xff\xfe", "README.md is not UTF-8 text, or too long: it became no card.", None),
         (b"  \n", "", None),
     ],

@@ -11,7 +11,7 @@ from modelharbor.db.connection import Database
 from modelharbor.db.models import ModelState, Visibility, trending_score
 from modelharbor.errors import ErrorCode, Unauthenticated
 from modelharbor.resolvers.likes import like_model, unlike_model
-from tests.documents import insert_actor, insert_model, viewer_of
+from tests.documents import START, insert_actor, insert_model, viewer_of
 from tests.resolvers.conftest import Company
 from tests.resolvers.state import everything, refused
 
@@ -31,9 +31,11 @@ async def test_liking_and_unliking_twice_is_the_same_as_once(
     )
     assert row["revision"] == 1
     assert await everything(database) == before
+    assert row["stats"]["as_of"] > START
     like = await database.data["likes"].find_one({})
     assert like is not None
     assert (like["user_id"], like["model_id"]) == (company.ann.id, model.id)
+    await database.data["models"].update_one({}, {"$set": {"stats.as_of": START}})
     for _ in range(2):
         row = await unlike_model(database, company.stranger, model_id=model.id)
         assert row["stats"]["likes"] == 0
@@ -41,6 +43,7 @@ async def test_liking_and_unliking_twice_is_the_same_as_once(
             trending_score(50, 0, model.created_at), rel=1e-12
         )
         assert await database.data["likes"].count_documents({}) == 0
+        assert row["stats"]["as_of"] > START
 
 
 async def test_the_counter_is_right_when_many_like_at_once(

@@ -1,22 +1,27 @@
 """Versions are numbered, published, archived and deleted; the model's counters and latest follow."""
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import replace
 from hashlib import sha256
 from typing import Any
 
 import pytest
 from bson import ObjectId
+from pymongo.asynchronous.client_session import AsyncClientSession
 
 from modelharbor.auth.viewer import ANONYMOUS, Viewer
 from modelharbor.db.actors import Role
 from modelharbor.db.connection import Database
-from modelharbor.db.files import FileDocument, FileFormat
+from modelharbor.db.files import FileDocument, FileFormat, FileRole
 from modelharbor.db.models import AliasEntry, ModelDocument, ModelState, Visibility
 from modelharbor.db.tokens import Permission
 from modelharbor.db.versions import VersionDocument, VersionStatus
 from modelharbor.errors import ErrorCode, Refused, Unauthenticated
+from modelharbor.resolvers.access import refuse_unless_active
+from modelharbor.resolvers.aliases import set_alias
+from modelharbor.resolvers.files import FileEntry
+from modelharbor.resolvers.files import add_files as add_files_in
 from modelharbor.resolvers.versions import (
     archive_version,
     create_version,
@@ -26,7 +31,7 @@ from modelharbor.resolvers.versions import (
     update_version,
 )
 from modelharbor.settings import Settings
-from tests.documents import insert_model
+from tests.documents import START, insert_model
 from tests.resolvers.conftest import Company
 from tests.resolvers.state import events_of, everything, refused
 
@@ -332,6 +337,106 @@ async def test_of_two_publishings_at_once_one_wins(database: Database, company: 
     codes = [one.code for one in found if isinstance(one, Refused)]
     assert codes == [ErrorCode.INVALID_TRANSITION] * 3
     assert counters(await model_row(database, model.id)) == (0, 1, 1, 1)
+
+
+async def test_the_time_of_the_counters_is_when_they_changed(
+    database: Database, settings: Settings, company: Company
+) -> None:
+    model = await insert_model(company.acme, "bert")
+    admin = company.admin
+
+    async def changed_by(action: Awaitable[Any]) -> bool:
+        await database.data["models"].update_one({}, {"$set": {"stats.as_of": START}})
+        before = (await model_row(database, model.id))["stats"]
+        await action
+        after = (await model_row(database, model.id))["stats"]
+        moved = bool(after["as_of"] > START)
+        assert moved == (after != before)
+        return moved
+
+    draft = await create_version(database, admin, settings, model_id=model.id)
+    assert await changed_by(create_version(database, admin, settings, model_id=model.id))
+    await add_files(draft, {"a": 1})
+    assert not await changed_by(update_version(database, admin, version_id=draft["_id"], label="x"))
+    assert await changed_by(publish_version(database, admin, version_id=draft["_id"]))
+    assert not await changed_by(archive_version(database, admin, version_id=draft["_id"]))
+    assert await changed_by(delete_version(database, admin, version_id=draft["_id"]))
+
+
+async def test_the_files_of_a_deleted_version_are_no_longer_listed(
+    database: Database, company: Company
+) -> None:
+    model = await insert_model(company.acme, "bert")
+    for number in (1, 2):
+        version = await add_version(model, number)
+        await add_files(version, {"a": 1, "b": 2})
+    await delete_version(database, company.admin, version_id=version.id)
+    files = await database.data["files"].find({}).to_list()
+    assert [(file["version_id"] == version.id, file["listed"]) for file in files] == [
+        *[(False, True)] * 2,
+        *[(True, False)] * 2,
+    ]
+
+
+async def test_what_an_archived_model_holds_does_not_change_at_the_same_time(
+    database: Database, settings: Settings, company: Company, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each reads the model as ACTIVE, then it is archived, then each would write."""
+    model = await insert_model(company.acme, "bert")
+    admin = company.admin
+    draft = await add_version(model, 1)
+    ready = await add_version(model, 2, VersionStatus.READY)
+    await add_files(draft, {"a": 1})
+
+    async def create() -> None:
+        await create_version(database, admin, settings, model_id=model.id)
+
+    async def point() -> None:
+        await set_alias(database, admin, model_id=model.id, name="prod", version_id=ready.id)
+
+    entry = FileEntry("new", 1, f"{1:064x}", FileRole.OTHER, FileFormat.OTHER)
+
+    async def add(session: AsyncClientSession) -> None:
+        row = await database.data["versions"].find_one({"_id": draft.id}, session=session)
+        assert row is not None
+        model_was_read.set()
+        await add_files_in(database, session, row, [entry])
+
+    model_was_read = asyncio.Event()
+
+    def refuse(model: Mapping[str, Any], *path: str) -> None:
+        refuse_unless_active(dict(model), *path)
+        model_was_read.set()
+
+    for module in ("versions", "aliases"):
+        monkeypatch.setattr(f"modelharbor.resolvers.{module}.refuse_unless_active", refuse)
+    acts: list[Callable[[], Awaitable[Any]]] = [
+        *(create, point),
+        lambda: update(database, admin, draft.id),
+        lambda: publish(database, admin, draft.id),
+        lambda: archive(database, admin, ready.id),
+        lambda: delete(database, admin, draft.id),
+        lambda: database.transaction(add),
+    ]
+    before = await everything(database)
+    archived = {**before["models"][0], "state": "ARCHIVED"}
+    for act in acts:
+        model_was_read.clear()
+        acting: list[asyncio.Future[Any]] = []
+
+        async def hold(session: AsyncClientSession) -> None:
+            await database.data["models"].update_one(
+                {"_id": model.id}, {"$set": {"state": "ARCHIVED"}}, session=session
+            )
+            acting.append(asyncio.ensure_future(act()))  # noqa: B023  # awaited in this round
+            await model_was_read.wait()
+
+        await database.transaction(hold)
+        with pytest.raises(Refused) as caught:
+            await acting[0]
+        assert caught.value.code is ErrorCode.INVALID_TRANSITION
+        assert await everything(database) == {**before, "models": [archived]}
+        await database.data["models"].update_one({}, {"$set": {"state": "ACTIVE"}})
 
 
 async def test_archived_and_deleted(database: Database, company: Company) -> None:
