@@ -47,14 +47,18 @@ def may(viewer: Viewer, permission: Permission, model: Row, *path: str) -> None:
 
 async def model_for(
     database: Database,
-    session: AsyncClientSession,
+    session: AsyncClientSession | None,
     viewer: Viewer,
     model_id: ObjectId,
     permission: Permission,
     *path: str,
     deleted: bool = False,
 ) -> Row:
-    """The whole model, to be changed within the transaction. `deleted` ones only where asked for."""
+    """The whole model, to be changed within the transaction. `deleted` ones only where asked for.
+
+    Needs READ always: it is answered, once it was changed. Without a session: to refuse early what
+    the transaction would refuse.
+    """
     viewer.person_id()  # nobody is refused before anything is read
     seen: dict[str, Any] = viewer.visible
     if deleted:
@@ -62,7 +66,7 @@ async def model_for(
     model = await database.data["models"].find_one(
         {"_id": model_id, **seen}, session=session, max_time_ms=database.query_timeout_ms
     )
-    if model is None or not viewer.on_model(model):
+    if model is None or Permission.READ not in viewer.on_model(model):
         raise Refused(ErrorCode.NOT_FOUND, "There is no such model that you may see.", *path)
     may(viewer, permission, model, *path)
     return model

@@ -6,7 +6,7 @@ All of it is CPU work: call it through `asyncio.to_thread`.
 import math
 import re
 from base64 import b64encode
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import date
@@ -15,6 +15,7 @@ from typing import Any, Final, TypedDict
 import nh3
 import yaml
 from markdown_it import MarkdownIt
+from markdown_it.token import Token
 
 from modelharbor.errors import ErrorCode, Refused
 
@@ -23,6 +24,7 @@ from .names import MOST_LANGUAGES, MOST_TAGS, valid_languages, valid_tags, valid
 MAX_FRONT_MATTER_BYTES: Final = 65_536
 MAX_METADATA_DEPTH: Final = 20  # levels; real cards with evaluation results have 7
 MAX_OPEN_TAGS: Final = 100  # sanitising costs the square of how deep HTML nests
+MAX_GROWTH: Final = 4  # times the longest Markdown: a card of 262,144 bytes could become gigabytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +48,7 @@ class CardFields(TypedDict):
 
 def render_card(markdown: str, max_bytes: int, *, front_matter: bool = True) -> Card:
     """Refused (BAD_INPUT, `cardMarkdown`) when it is too long, its front matter cannot be read, or
-    its HTML nests too deep.
+    its HTML nests too deep or grows beyond `MAX_GROWTH` times `max_bytes`.
 
     With `front_matter=False` that is left out unread. Links in the HTML go to web addresses and
     e-mail only, pictures come by https only.
@@ -56,9 +58,7 @@ def render_card(markdown: str, max_bytes: int, *, front_matter: bool = True) -> 
     markdown = _storable(markdown)
     head, body = _split(markdown)
     metadata = _metadata(head) if front_matter and head else {}
-    html = MarkdownIt("commonmark", {"html": True}).enable(["table", "strikethrough"]).render(body)
-    _check_nesting(html)
-    return Card(markdown, metadata, _sanitised(html))
+    return Card(markdown, metadata, _html(body, MAX_GROWTH * max_bytes))
 
 
 def card_fields(metadata: dict[str, Any]) -> CardFields:
@@ -237,6 +237,38 @@ _NOT_NESTING: Final = frozenset(
         *("thead", "tfoot", "option"),
     }
 )
+
+
+def _html(body: str, most: int) -> str:
+    """Of Markdown, `most` bytes at most; measured before each step that would cost time or memory."""
+    parser = MarkdownIt("commonmark", {"html": True}).enable(["table", "strikethrough"])
+    environment: dict[str, Any] = {}
+    tokens = parser.parse(body, environment)
+    _check_length(_least_length(tokens), most)
+    html = parser.renderer.render(tokens, parser.options, environment)
+    _check_length(len(html.encode()), most)
+    _check_nesting(html)
+    html = _sanitised(html)
+    _check_length(len(html.encode()), most)
+    return html
+
+
+def _least_length(tokens: Sequence[Token]) -> int:
+    """The HTML has these characters at least: a link's address stands once in the Markdown, where it
+    is named, and in the HTML wherever it is used."""
+    total = 0
+    for token in tokens:
+        total += sum(len(str(value)) for value in token.attrs.values())
+        if token.type == "inline":
+            total += _least_length(token.children or ())
+        elif token.type != "image":
+            total += len(token.content)
+    return total
+
+
+def _check_length(length: int, most: int) -> None:
+    if length > most:
+        raise _refused(f"The card becomes over {most:,} bytes of HTML: shorten it.")
 
 
 def _check_nesting(html: str) -> None:

@@ -94,7 +94,10 @@ async def create_model(
         tags=tags,
         properties=properties,
     )
-    card = await rendered_card(card_markdown, settings)
+    markdown = valid_card(card_markdown, settings.max_card_bytes, "cardMarkdown")
+    if markdown is not None:
+        await _new_owner(database, None, viewer, owner)
+    card = await rendered_card(markdown, settings)
 
     async def make(session: AsyncClientSession, attempt: Attempt) -> Row:
         return await create_model_in(
@@ -160,10 +163,25 @@ def valid_model_fields(
 
 
 async def rendered_card(markdown: str | None, settings: Settings) -> Card | None:
-    markdown = valid_card(markdown, settings.max_card_bytes, "cardMarkdown")
+    """Of valid Markdown. It takes the processor up to seconds: only for who may write the card."""
     if markdown is None:
         return None
     return await asyncio.to_thread(render_card, markdown, settings.max_card_bytes)
+
+
+async def _new_owner(
+    database: Database, session: AsyncClientSession | None, viewer: Viewer, login: str
+) -> Row:
+    """Who is to own a new model, if the viewer may WRITE there."""
+    actor = await actor_by_login(database, login, None, "owner", session=session)
+    refuse_without(
+        viewer,
+        Permission.WRITE,
+        lambda viewer: viewer.on_owner(actor["_id"]),
+        f"what {actor['login']} owns",
+        "owner",
+    )
+    return actor
 
 
 async def create_model_in(
@@ -179,14 +197,7 @@ async def create_model_in(
 ) -> Row:
     """Create a model within a transaction; `fields` are valid."""
     user_id = viewer.person_id()
-    actor = await actor_by_login(database, owner, None, "owner", session=session)
-    refuse_without(
-        viewer,
-        Permission.WRITE,
-        lambda viewer: viewer.on_owner(actor["_id"]),
-        f"what {actor['login']} owns",
-        "owner",
-    )
+    actor = await _new_owner(database, session, viewer, owner)
     now = utc_now()
     document = ModelDocument(
         id=model_id or PydanticObjectId(),
@@ -297,14 +308,24 @@ async def update_model(
     if visibility is not UNSET:
         wanted["visibility"] = visibility.value
     add, remove = valid_tags(add_tags, "addTags"), valid_tags(remove_tags, "removeTags")
-    card = None if card_markdown is UNSET else await rendered_card(card_markdown, settings)
+    markdown = None
+    if card_markdown is not UNSET:
+        markdown = valid_card(card_markdown, settings.max_card_bytes, "cardMarkdown")
 
-    async def work(session: AsyncClientSession) -> Row:
+    async def model_to_update(session: AsyncClientSession | None) -> Row:
         model = await model_for(database, session, viewer, model_id, Permission.WRITE, "id")
         if visibility is not UNSET:
             may(viewer, Permission.ADMINISTER, model, "visibility")
         refuse_stale(model, expected_revision)
         refuse_unless_active(model, "id")
+        return model
+
+    if markdown is not None:
+        await model_to_update(None)
+    card = await rendered_card(markdown, settings)
+
+    async def work(session: AsyncClientSession) -> Row:
+        model = await model_to_update(session)
         after = dict(wanted)
         if add or remove:
             after["tags"] = changed_tags(model["tags"], add, remove, "addTags")

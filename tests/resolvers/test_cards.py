@@ -1,15 +1,30 @@
 """Cards: front matter and Markdown from strangers."""
 
+import asyncio
 import json
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import bson
 import pytest
+from markdown_it.parser_inline import ParserInline
+from markdown_it.renderer import RendererHTML
 
-from modelharbor.errors import ErrorCode, Refused
-from modelharbor.resolvers.cards import MAX_FRONT_MATTER_BYTES, card_fields, render_card
+from modelharbor.errors import ErrorCode, Refused, Timeout
+from modelharbor.resolvers import cards
+from modelharbor.resolvers.cards import (
+    MAX_FRONT_MATTER_BYTES,
+    card_fields,
+    render_card,
+    render_card_apart,
+)
 
 LIMIT = 262_144
+CANNOT_BE = (
+    "The card's front matter has a number or date that cannot be: mend it, or put it in quotes."
+)
 
 
 def card_of(front_matter: str, body: str = "") -> dict[str, Any]:
@@ -105,11 +120,11 @@ def test_norwegian_is_a_language_not_a_boolean() -> None:
         ("just words", "The card's front matter is not a mapping of names to values."),
         ("x: 1\na: b: c", "not valid YAML near line 3: mapping values are not allowed"),
         ("a: [", "not valid YAML near line"),
-        ("day: 2024-13-45", "not valid YAML: month must be in 1..12"),
+        ("day: 2024-13-45", CANNOT_BE),
         ("? [a]\n: b", "not valid YAML near line 2: found unhashable key"),
         ("a: !!python/object/apply:os.system [id]", "could not determine a constructor"),
-        ("a: " + "9" * 5000, "not valid YAML: Exceeds the limit"),
-        ("a: \x00", "not valid YAML"),
+        ("a: " + "9" * 5000, CANNOT_BE),
+        ("a: \x00", "has a character that YAML does not allow: take it out."),
         ("a: " + "é" * (MAX_FRONT_MATTER_BYTES // 2), "longer than 65,536 bytes."),
     ],
 )
@@ -191,11 +206,50 @@ def test_html_is_harmless(markdown: str, html: str) -> None:
 
 @pytest.mark.parametrize(
     "markdown",
-    ["<div>\n" * 101, "<p><b id=1>" * 101, "<div></b>" * 101, "x\n\n" + "<a href=x>" * 20_000],
+    ["<div>\n" * 101, "<p><b id=1>" * 101, "<div></b>" * 101, "x\n\n" + "<a href=x>" * 10_000],
 )
 def test_html_that_nests_too_deep_is_refused(markdown: str) -> None:
     with pytest.raises(Refused, match="over 100 HTML tags open at once"):
         html_of(markdown)
+
+
+@pytest.mark.parametrize(
+    "markdown",
+    [
+        "[a]: https://example.com/" + "x" * 2000 + "\n\n" + "[a] " * 1000,
+        "[a]: /x '" + "x" * 2000 + "'\n\n" + "![a] " * 1000,
+    ],
+)
+def test_what_grows_with_each_use_is_refused_before_it_is_rendered(
+    markdown: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def render(*arguments: Any) -> str:
+        raise AssertionError("it was rendered")
+
+    monkeypatch.setattr(RendererHTML, "render", render)
+    with pytest.raises(Refused, match="over 40,000 bytes of HTML: shorten it"):
+        render_card(markdown, 10_000)
+
+
+@pytest.mark.parametrize(
+    "markdown",
+    [
+        "|" + "a|" * 300 + "\n|" + "-|" * 300 + "\n" + "|a\n" * 60,  # cells are filled in
+        '"' * 9_000,  # six bytes each, as Markdown writes them
+        # What was not closed in a paragraph is opened in the next: 90 tags for each of the 100.
+        "<p>" + "".join(f"<b a={n}>" for n in range(90)) + "<p>x" * 100,
+    ],
+)
+def test_html_that_grows_too_long_is_refused(markdown: str) -> None:
+    with pytest.raises(Refused, match="over 40,000 bytes of HTML"):
+        render_card(markdown, 10_000)
+
+
+def test_html_four_times_as_long_as_a_card_may_be_is_fine() -> None:
+    markdown = "&" * 100  # five bytes each, and seven for the paragraph and its line
+    assert len(render_card(markdown, 127).html) == 508
+    with pytest.raises(Refused, match="over 504 bytes of HTML"):
+        render_card(markdown, 126)
 
 
 def test_much_html_that_does_not_nest_is_fine() -> None:
@@ -244,3 +298,139 @@ def test_fields_of_other_types() -> None:
 
 def test_thousands_of_tags_are_bounded() -> None:
     assert len(card_fields({"tags": [f"tag-{n}" for n in range(5000)]})["tags"]) == 100
+
+
+DEAR = {
+    "open pictures": "![" * 50_001,
+    "open brackets": "[" * 50_000,
+    "open links": "[a](" * 30_000,
+    "delimiters": "_*" * 60_000,
+    "rows": "a|b\n" * 40_000,
+    "a table": "a|b\n-|-\n" + "a|b\n" * 40_000,
+    "empty cells": "|a" * 3000 + "\n" + "|-" * 3000 + "\n" + "b\n" * 10_000,
+    "items": "- a\n" * 60_000,
+    "nested items": ("- " * 9 + "a\n") * 13_000,
+    "paragraphs": "a\n\n" * 80_000,
+    "lines in quotes": ">" * 9 + "a\n" * 100_000,
+    "headings": "#\n" * 100_000,
+}
+
+
+class Parsed(AssertionError):
+    pass
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("markdown", DEAR.values(), ids=DEAR)
+async def test_markdown_of_too_much_work_is_refused_before_it_is_done(
+    markdown: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def parse(*arguments: Any) -> None:
+        raise Parsed
+
+    assert len(markdown) <= LIMIT
+    monkeypatch.setattr(ParserInline, "parse", parse)
+    with pytest.raises(Refused) as raised:
+        render_card(markdown, LIMIT)
+    assert raised.value.message.startswith(
+        "The card has too many links, tables, lists or signs such as `[`, `*`, `_` and `|`: it takes "
+    )
+    assert (raised.value.code, raised.value.path) == (ErrorCode.BAD_INPUT, ["cardMarkdown"])
+    monkeypatch.undo()
+    with pytest.raises(Refused) as again:
+        await render_card_apart(markdown, LIMIT)
+    assert (again.value.message, again.value.path) == (raised.value.message, ["cardMarkdown"])
+
+
+ROW = "| [org/model](https://huggingface.co/org/model) | 7.2B | **71.23** | 68.1 | `mit` | 99.1 |\n"
+BADGE = "[![PyPI](https://img.shields.io/pypi/v/x.svg)](https://pypi.org/project/x/)\n"
+ENTRY = (
+    "* [project](https://github.com/owner/project) - A *nice* tool for `things`, with **words**.\n"
+)
+CODE = 'scores_of["a_b"] = [[x * y for x in row_of[i]] for i in range(10)]  # a | b\n'
+REAL = {
+    "a table of 500 rows": (f"|a|b|c|d|e|f|\n|-|-|-|-|-|-|\n{ROW * 500}", "<tr>", 501),
+    "1,000 badges": (BADGE * 1000, "<img", 1000),
+    "a list of 2,200 links": (ENTRY * 2200, "<li>", 2200),
+    "3,000 lines of code": (f"```python\n{CODE * 3000}```\n", "scores_of", 3000),
+    "a table in HTML": (
+        "<table>\n" + "<tr><td>a</td></tr>\n" * 10_000 + "</table>",
+        "<td>",
+        10_000,
+    ),
+}
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize(("markdown", "part", "count"), REAL.values(), ids=REAL)
+async def test_large_real_cards_are_rendered_the_same_here_and_apart(
+    markdown: str, part: str, count: int
+) -> None:
+    card = render_card(markdown, LIMIT)
+    assert card.html.count(part) == count
+    assert await render_card_apart(markdown, LIMIT) == card
+
+
+@pytest.mark.anyio
+async def test_large_cards_are_rendered_by_processes_and_small_ones_here(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    started: list[list[str]] = []
+    running, most = 0, 0
+    run = subprocess.run
+
+    def counted(command: list[str], **options: Any) -> Any:
+        nonlocal running, most
+        started.append(command)
+        running += 1
+        most = max(most, running)
+        try:
+            return run(command, **options)
+        finally:
+            running -= 1
+
+    monkeypatch.setattr(subprocess, "run", counted)
+    small = await render_card_apart("---\na: 1\n---\n*b*", LIMIT)
+    assert (small.metadata, small.html, started) == ({"a": 1}, "<p><em>b</em></p>\n", [])
+    large = await asyncio.gather(
+        *(render_card_apart(f"---\nn: {n}\n---\n" + "**é** " * 4000, LIMIT) for n in range(5))
+    )
+    assert [card.metadata for card in large] == [{"n": n} for n in range(5)]
+    assert {card.html.count("<strong>é</strong>") for card in large} == {4000}
+    assert (len(started), most) == (5, 2)
+
+
+@pytest.mark.anyio
+async def test_a_process_apart_refuses_in_the_same_words() -> None:
+    markdown = "a\n\n" * 5000 + "<div>\n" * 101
+    with pytest.raises(Refused) as raised:
+        await render_card_apart(markdown, LIMIT)
+    assert raised.value.message == (
+        "The card has over 100 HTML tags open at once (`<div>`); close them."
+    )
+    assert (raised.value.code, raised.value.path) == (ErrorCode.BAD_INPUT, ["cardMarkdown"])
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize(
+    ("end", "error", "message"),
+    [
+        ("kill -XCPU $$", Refused, "The card takes too long to render: shorten it."),
+        ("sleep 600", Timeout, "Rendering the card took too long: try again later."),
+        ("echo broken >&2; exit 3", RuntimeError, "rendering ended with 3: broken"),
+    ],
+)
+async def test_a_process_apart_that_does_not_answer(
+    end: str,
+    error: type[Exception],
+    message: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    program = tmp_path / "python"
+    program.write_text(f"#!/bin/sh\ncat > /dev/null\nulimit -c 0\nexec sh -c '{end}'\n")
+    program.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(program))
+    monkeypatch.setattr(cards, "APART_SECONDS", 0.5 if "sleep" in end else 60.0)
+    with pytest.raises(error, match=message):
+        await render_card_apart("x" * 20_000, LIMIT)

@@ -367,6 +367,44 @@ async def test_a_card_is_made_and_taken_away_by_updates(
         assert cards == ([{"_id": model.id, "markdown": "made"}] if markdown else [])
 
 
+async def test_no_card_is_rendered_for_who_may_not_write_it(
+    database: Database, settings: Settings, company: Company, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    active = await insert_model(company.acme, "bert")
+    archived = await insert_model(company.acme, "old", state=ModelState.ARCHIVED)
+
+    async def render(*arguments: Any) -> Any:
+        raise AssertionError("it was rendered")
+
+    monkeypatch.setattr("modelharbor.resolvers.models.rendered_card", render)
+    reader, admin = company.member(Role.VIEWER), company.admin
+    attempts: list[tuple[ErrorCode, str, Viewer, ObjectId, dict[str, Any]]] = [
+        (ErrorCode.FORBIDDEN, "id", reader, active.id, {}),
+        (ErrorCode.FORBIDDEN, "id", company.stranger, active.id, {}),
+        (ErrorCode.NOT_FOUND, "id", admin, ObjectId(), {}),
+        (ErrorCode.INVALID_TRANSITION, "id", admin, archived.id, {}),
+        (ErrorCode.STALE_REVISION, "expectedRevision", admin, active.id, {"expected_revision": 7}),
+        (
+            *(ErrorCode.FORBIDDEN, "visibility", company.member(Role.CONTRIBUTOR), active.id),
+            {"visibility": Visibility.PRIVATE},
+        ),
+    ]
+    for code, path, viewer, model_id, given in attempts:
+        async with refused(database, code, path):
+            await update_model(
+                *(database, viewer, settings), model_id=model_id, card_markdown="# A", **given
+            )
+    for code, viewer, owner in (
+        (ErrorCode.FORBIDDEN, reader, "acme"),
+        (ErrorCode.FORBIDDEN, company.stranger, "acme"),
+        (ErrorCode.NOT_FOUND, admin, "nobody"),
+    ):
+        async with refused(database, code, "owner"):
+            await create_model(
+                database, viewer, settings, owner=owner, name="fresh", card_markdown="# A"
+            )
+
+
 async def test_an_update_to_what_is_there_writes_nothing(
     database: Database, settings: Settings, company: Company
 ) -> None:
@@ -534,6 +572,18 @@ async def test_a_deleted_model_is_there_for_restoring_only(
         async with refused(database, ErrorCode.NOT_FOUND, "id"):
             await act(database, settings, company.admin, model.id)
     for viewer in (company.member(Role.MAINTAINER), company.stranger):
+        async with refused(database, ErrorCode.NOT_FOUND, "id"):
+            await restore(database, settings, viewer, model.id)
+
+
+async def test_who_restores_a_model_must_be_able_to_read_it(
+    database: Database, settings: Settings, company: Company
+) -> None:
+    viewer = replace(company.admin, scopes=frozenset({Permission.ADMINISTER}))
+    for visibility in Visibility:
+        model = await insert_model(
+            company.acme, visibility.value, visibility=visibility, state=ModelState.DELETED
+        )
         async with refused(database, ErrorCode.NOT_FOUND, "id"):
             await restore(database, settings, viewer, model.id)
 
