@@ -72,6 +72,11 @@ class Settings(BaseSettings):
     max_aliases: int = Field(default=30, ge=0, description="Most aliases in an operation.")
     max_root_fields: int = Field(default=20, ge=1, description="Most root fields in an operation.")
     max_directives: int = Field(default=50, ge=0, description="Most directives in an operation.")
+    max_input_values: int = Field(
+        default=5000,
+        ge=1,
+        description="Most values in the variables of an operation, at all levels.",
+    )
     max_cost: int = Field(default=5000, ge=1, description="Highest cost of an operation.")
     max_errors: int = Field(default=10, ge=1, description="Most errors in an answer.")
     max_answer_bytes: int = Field(

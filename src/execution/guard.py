@@ -397,9 +397,10 @@ NAMES: Final = {
 
 
 def _too_complex(measure: str, value: int, limit: int) -> OperationTooComplex:
+    value = min(value, LARGEST)
     return OperationTooComplex(
         f"The operation's {NAMES.get(measure, measure)} is {value}; the limit is {limit}.",
         measure=measure,
-        value=min(value, LARGEST),
+        value=value,
         limit=limit,
     )

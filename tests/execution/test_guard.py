@@ -166,6 +166,16 @@ def test_fragments_hide_nothing(measure: str, limit: int, make: Any) -> None:
     assert refused.value.details["value"] == limit + 1
 
 
+def test_a_message_holds_no_endless_number() -> None:
+    doubled = "".join(f"fragment A{n} on Query{{...A{n + 1} ...A{n + 1}}}" for n in range(60))
+    with pytest.raises(OperationTooComplex) as refused:
+        measured("{...A0}" + doubled + "fragment A60 on Query{hello}")
+    assert refused.value.message == (
+        "The operation's number of root fields is 2147483647; the limit is 20."
+    )
+    assert refused.value.details["value"] == 2**31 - 1
+
+
 def test_cost_at_the_limit_and_one_over_it() -> None:
     store = DocumentStore(CORE, SETTINGS.model_copy(update={"max_cost": 30}))
     operation = store.get("query($n:Int){items(first:$n){nodes{name}}}").operation(None)

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from modelharbor.execution.documents import DocumentStore
 from modelharbor.settings import Settings
 from tests.http.serving import Server, codes, ran, serving
 
@@ -73,6 +74,48 @@ async def test_a_page_size_with_a_point_is_no_way_around_the_cost(
     assert codes(over) == ["OPERATION_TOO_COMPLEX"]
     assert over.json()["errors"][0]["extensions"]["value"] == 100 * (1 + 100)
     assert commands == []
+
+
+FILTERED = "query($f:ModelFilter){models(filter:$f){nodes{id}}}"
+
+
+@pytest.mark.parametrize(
+    ("variables", "value"),
+    [
+        ({"f": {"or": [{}] * 60_000}}, 60_002),
+        ({"f": {"or": [{}] * 4999}}, 5001),
+        ({"f": {}, "unused": [[0] * 2500, {str(n): n for n in range(2500)}]}, 5004),
+        ({str(n): n for n in range(5001)}, 5001),
+    ],
+)
+async def test_variables_of_too_many_values_are_not_coerced(
+    real: Server, commands: list[str], monkeypatch: pytest.MonkeyPatch, variables: Any, value: int
+) -> None:
+    coerced = []
+    monkeypatch.setattr(DocumentStore, "check_cost", lambda *given: coerced.append(given))
+    response = await real.ask(FILTERED, variables=variables)
+    assert codes(response) == ["OPERATION_TOO_COMPLEX"]
+    found = response.json()["errors"][0]["extensions"]
+    assert (found["measure"], found["value"], found["limit"]) == ("input values", value, 5000)
+    assert "data" not in response.json()
+    assert coerced == []
+    assert commands == []
+
+
+@pytest.mark.parametrize(
+    "variables",
+    [
+        {"unused": [0] * 4999},
+        {
+            "f": {"tags": {"all": []}},
+            "properties": {f"key{n}": "x" * 320 for n in range(200)},
+            "tags": [f"tag{n}" for n in range(100)],
+        },
+    ],
+)
+async def test_variables_within_the_limit_are_taken(real: Server, variables: Any) -> None:
+    response = await real.ask("query{__typename}", variables=variables)
+    assert response.json() == {"data": {"__typename": "Query"}}
 
 
 @pytest.mark.parametrize(
