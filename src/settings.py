@@ -83,7 +83,14 @@ class Settings(BaseSettings):
         default=16_777_216, ge=1, description="Largest answer, before it is compressed."
     )
     operation_timeout_seconds: float = Field(
-        default=10.0, gt=0, description="How long an operation's resolvers may take."
+        default=10.0,
+        gt=0,
+        description="How long an operation may take, waiting for its turn included.",
+    )
+    max_running_operations: int = Field(
+        default=32,
+        ge=1,
+        description="Operations that one process runs at once; others wait for their turn.",
     )
     document_cache_size: int = Field(
         default=1000, ge=1, description="Validated documents kept in a process."

@@ -34,11 +34,12 @@ async def run(
     operation: Operation,
     variables: Mapping[str, Any],
     context: Context,
+    deadline: float,
 ) -> Answer:
-    """At the end of the operation's time its resolvers are cancelled and the answer is TIMEOUT."""
+    """At the deadline (in the event loop's time) its resolvers are cancelled and the answer is TIMEOUT."""
     settings = context.settings
     try:
-        async with asyncio.timeout(settings.operation_timeout_seconds) as limit:
+        async with asyncio.timeout_at(deadline) as limit:
             result = execute(
                 schema._schema,
                 document.node,

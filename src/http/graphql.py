@@ -1,6 +1,8 @@
 """GraphQL over HTTP (https://graphql.github.io/graphql-over-http/draft/): requests in, answers out."""
 
-from collections.abc import Awaitable, Callable, Mapping
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any, Final, TypeAlias
 
@@ -21,6 +23,7 @@ from modelharbor.errors import (
     NotAcceptable,
     OperationTooComplex,
     PayloadTooLarge,
+    Unavailable,
     UnsupportedMediaType,
 )
 from modelharbor.execution.documents import Document, DocumentStore, InvalidDocument, Operation
@@ -67,6 +70,7 @@ class GraphQLEndpoint:
         self.settings = settings
         self.page = page
         self.documents = DocumentStore(schema._schema, settings)
+        self.places = asyncio.Semaphore(settings.max_running_operations)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         request: Request[State] = Request(scope, receive)
@@ -108,7 +112,29 @@ class GraphQLEndpoint:
         except OperationTooComplex as error:
             raise InvalidDocument((problem(error),)) from None  # with these variables
         with operation_scope(operation.kind.value, operation.name):
-            return await self.execute(request, document, operation, parameters, requested, media)
+            async with self.place() as deadline:
+                answer, cost = await self.execute(
+                    request, document, operation, parameters, requested, deadline
+                )
+            return self.encode(request, answer, cost, media)
+
+    @asynccontextmanager
+    async def place(self) -> AsyncIterator[float]:
+        """A place among the running operations, first come, first served; answers when the operation's
+        time is over. Unavailable when that is before there is a place.
+
+        All at once, operations share the process until each takes longer than it may.
+        """
+        deadline = asyncio.get_running_loop().time() + self.settings.operation_timeout_seconds
+        try:
+            async with asyncio.timeout_at(deadline):
+                await self.places.acquire()
+        except TimeoutError:
+            raise Unavailable("The server has too much to do; try again.") from None
+        try:
+            yield deadline
+        finally:
+            self.places.release()
 
     def check_values(self, variables: Mapping[str, Any]) -> None:
         """Coercion takes some 20 µs for each value, and lets no other request have a turn."""
@@ -126,8 +152,9 @@ class GraphQLEndpoint:
         operation: Operation,
         parameters: Parameters,
         requested: int,
-        media: str,
-    ) -> Response:
+        deadline: float,
+    ) -> tuple[Answer, dict[str, Any] | None]:
+        """The answer, and what it cost where that is to be told."""
         state = request.state
         count = CommandCount()
         token = counted.set(count)
@@ -140,7 +167,9 @@ class GraphQLEndpoint:
                 settings=self.settings,
                 request_id=request_id_of(request.scope),
             )
-            answer = await run(self.schema, document, operation, parameters.variables, context)
+            answer = await run(
+                self.schema, document, operation, parameters.variables, context, deadline
+            )
         finally:
             counted.reset(token)
         cost = None
@@ -152,7 +181,7 @@ class GraphQLEndpoint:
                 "loaderBatches": context.count.batches,
                 "cacheHits": count.cache_hits,
             }
-        return self.encode(request, answer, cost, media)
+        return answer, cost
 
     def encode(
         self, request: Request[State], answer: Answer, cost: dict[str, Any] | None, media: str
