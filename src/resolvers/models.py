@@ -1,6 +1,5 @@
 """Models: create, change, archive, restore, delete."""
 
-import asyncio
 import json
 from collections.abc import Mapping, Sequence
 from enum import Enum
@@ -31,7 +30,7 @@ from modelharbor.errors import ErrorCode, Refused
 from modelharbor.settings import Settings
 
 from .access import full_name, may, model_for, refuse_stale, refuse_unless_active, refuse_without
-from .cards import Card, render_card
+from .cards import Card, render_card_apart
 from .idempotency import Attempt, create_once
 from .names import (
     DISPLAY_NAME,
@@ -166,7 +165,7 @@ async def rendered_card(markdown: str | None, settings: Settings) -> Card | None
     """Of valid Markdown. It takes the processor up to seconds: only for who may write the card."""
     if markdown is None:
         return None
-    return await asyncio.to_thread(render_card, markdown, settings.max_card_bytes)
+    return await render_card_apart(markdown, settings.max_card_bytes)
 
 
 async def _new_owner(
