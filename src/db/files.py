@@ -44,14 +44,13 @@ class FileDocument(BaseDocument):
     sha256: str  # hexadecimal, lower case
     role: FileRole = FileRole.OTHER
     format: FileFormat = FileFormat.OTHER
-    listed: bool = True  # false once its version is deleted
 
     class Settings:
         name = "files"
         indexes = [
             IndexModel([("version_id", ASCENDING), ("path", ASCENDING)], name="path", unique=True),
             IndexModel(
-                [("sha256", ASCENDING), ("model_id", ASCENDING), ("listed", ASCENDING)],
+                [("sha256", ASCENDING), ("model_id", ASCENDING)],
                 name="sha256",
             ),
         ]

@@ -52,4 +52,9 @@ class VersionDocument(BaseDocument):
                 name="size",
             ),
             IndexModel([("model_id", ASCENDING), ("digest", ASCENDING)], name="digest"),
+            IndexModel(
+                [("model_id", ASCENDING), ("_id", ASCENDING)],
+                name="deleted",
+                partialFilterExpression={"status": VersionStatus.DELETED.value},
+            ),
         ]

@@ -7,7 +7,7 @@ from modelharbor.db.files import FileDocument
 from modelharbor.db.tokens import Permission
 
 from .base import ROOT, Loader
-from .models import NOT_DELETED, HoldersByContentsLoader
+from .models import HoldersByContentsLoader
 from .pages import PageLoader, Total
 from .rows import RowByIdLoader
 
@@ -16,9 +16,6 @@ class FileByIdLoader(RowByIdLoader):
     """Files of versions that were reached."""
 
     collection, document = "files", FileDocument
-
-    def base(self) -> Row:
-        return NOT_DELETED
 
 
 class FilesByVersionLoader(PageLoader[ObjectId]):
@@ -45,9 +42,13 @@ class FilesByContentsLoader(PageLoader[str]):
     async def batch_load(self, keys: list[str]) -> list[Row | None]:
         wanted = self.arguments.query.data
         holders = await self.reads.loader(HoldersByContentsLoader, None).load(wanted["sha256"])
-        query = {**wanted, **NOT_DELETED, "model_id": {"$in": list(holders)}}
-        page = self.page(ROOT, await self.one(query) if holders else [])
-        page["total"] = Total("files", known=sum(holders.values()))
+        query = {
+            **wanted,
+            "model_id": {"$in": list(holders.files)},
+            "version_id": {"$nin": holders.deleted},
+        }
+        page = self.page(ROOT, await self.one(query) if holders.files else [])
+        page["total"] = Total("files", known=sum(holders.files.values()))
         return [page for _ in keys]
 
 
@@ -56,7 +57,7 @@ class OthersByContentsLoader(Loader[str, int, None]):
 
     async def batch_load(self, keys: list[str]) -> list[int]:
         holders = await self.reads.loader(HoldersByContentsLoader, None).load_many(keys)
-        return [max(0, sum(found.values()) - 1) for found in holders]
+        return [max(0, sum(found.files.values()) - 1) for found in holders]
 
 
 class DownloadLinkLoader(Loader[tuple[ObjectId, ObjectId, str], str | None, int]):

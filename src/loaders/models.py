@@ -1,6 +1,7 @@
 """Models, and what belongs to each: card, aliases, likes, facets."""
 
 import asyncio
+from collections import Counter
 from dataclasses import dataclass
 from typing import Final
 
@@ -12,6 +13,7 @@ from modelharbor.db.base import Row
 from modelharbor.db.conditions import all_of
 from modelharbor.db.keyset import Filter, Sorted
 from modelharbor.db.models import CardDocument, ModelDocument
+from modelharbor.db.versions import VersionStatus
 
 from .base import Loader, Reads
 from .pages import PageLoader, Total
@@ -21,8 +23,6 @@ from .search import text_search
 CACHE_SECONDS: Final = 30  # how old an estimate or a facet may be
 WITH_CONTENTS: Final = "file_sha256"
 """Stands in a filter for `_id`s that must be looked up: models that hold a file with this hash."""
-NOT_DELETED: Final[Row] = {"listed": {"$ne": False}}
-"""Of files: their version is not deleted."""
 
 
 class ModelByIdLoader(RowByIdLoader):
@@ -57,35 +57,47 @@ class ModelByNameLoader(Loader[str, Row | None, ModelName | ObjectId | None]):
         return [rows[0] if rows else None for _ in keys]
 
 
-class HoldersByContentsLoader(Loader[str, dict[ObjectId, int], None]):
-    """Which models hold contents, and in how many files: models that the viewer may see.
+@dataclass(frozen=True, slots=True)
+class Holders:
+    """Who holds contents, as far as the viewer may see it."""
 
-    Two commands for all hashes: the files by their index, then their models by id.
+    files: dict[ObjectId, int]  # how many, by model
+    deleted: list[ObjectId]  # versions of these models whose files do not count
+
+
+class HoldersByContentsLoader(Loader[str, Holders, None]):
+    """Which models hold contents, and in how many files of versions that are not deleted.
+
+    Three commands for all hashes: the files by their index, then the models by id, then which of
+    their versions are deleted; a fourth where some are.
     """
 
-    async def batch_load(self, keys: list[str]) -> list[dict[ObjectId, int]]:
+    async def batch_load(self, keys: list[str]) -> list[Holders]:
+        groups = await self.counted({"sha256": {"$in": keys}})
+        ids = list({model_id for _, model_id in groups})
+        visible = {"_id": {"$in": ids}, **self.reads.viewer.visible}
+        seen = {row["_id"] for row in await self.find("models", visible, ["_id"])}
+        gone = {"model_id": {"$in": list(seen)}, "status": VersionStatus.DELETED.value}
+        deleted = [row["_id"] for row in await self.find("versions", gone, ["_id"])] if seen else []
+        if deleted:
+            groups -= await self.counted({"sha256": {"$in": keys}, "version_id": {"$in": deleted}})
+        found: dict[str, Holders] = {key: Holders({}, deleted) for key in keys}
+        for (sha256, model_id), count in groups.items():
+            if model_id in seen and count > 0:
+                found[sha256].files[model_id] = count
+        return [found[key] for key in keys]
+
+    async def counted(self, query: Row) -> "Counter[tuple[str, ObjectId]]":
+        """How many files match, by hash and model."""
+        together = {"sha256": "$sha256", "model_id": "$model_id"}
         cursor = await self.reads.database.data["files"].aggregate(
-            [
-                {"$match": {"sha256": {"$in": keys}, **NOT_DELETED}},
-                {
-                    "$group": {
-                        "_id": {"sha256": "$sha256", "model_id": "$model_id"},
-                        "count": {"$sum": 1},
-                    }
-                },
-            ],
+            [{"$match": query}, {"$group": {"_id": together, "count": {"$sum": 1}}}],
             maxTimeMS=self.reads.database.query_timeout_ms,
             batchSize=10_000,
         )
-        groups = await cursor.to_list()
-        ids = list({group["_id"]["model_id"] for group in groups})
-        visible = {"_id": {"$in": ids}, **self.reads.viewer.visible}
-        seen = {row["_id"] for row in await self.find("models", visible, ["_id"])}
-        found: dict[str, dict[ObjectId, int]] = {key: {} for key in keys}
-        for group in groups:
-            if group["_id"]["model_id"] in seen:
-                found[group["_id"]["sha256"]][group["_id"]["model_id"]] = group["count"]
-        return [found[key] for key in keys]
+        return Counter(
+            {(row["_id"]["sha256"], row["_id"]["model_id"]): row["count"] async for row in cursor}
+        )
 
 
 async def with_holders(reads: Reads, query: Row) -> Row:
@@ -93,7 +105,7 @@ async def with_holders(reads: Reads, query: Row) -> Row:
     if WITH_CONTENTS in query:
         holders = await reads.loader(HoldersByContentsLoader, None).load(query[WITH_CONTENTS])
         rest = {key: value for key, value in query.items() if key != WITH_CONTENTS}
-        query = all_of([rest, {"_id": {"$in": list(holders)}}])
+        query = all_of([rest, {"_id": {"$in": list(holders.files)}}])
     return {
         key: [await with_holders(reads, part) for part in value]
         if key in ("$and", "$or", "$nor")

@@ -55,11 +55,10 @@ class NodesLoader(Loader[str, list[Row | None], tuple[Reference | None, ...]]):
         self, typename: str, wanted: Sequence[Reference], rows: Sequence[Row | None]
     ) -> list[Row | None]:
         """The rows that the viewer may see, tagged with their type."""
-        models: dict[ObjectId, Any] = {}
+        if typename == "ModelFile":
+            rows = await self.within(rows, "version_id", VersionByIdLoader)
         if typename in ("ModelVersion", "ModelFile"):
-            ids = list({row["model_id"] for row in rows if row})
-            batch = self.reads.loader(ModelByIdLoader, None)
-            models = dict(zip(ids, await batch.load_many(ids), strict=True))
+            rows = await self.within(rows, "model_id", ModelByIdLoader)
         out: list[Row | None] = []
         for reference, row in zip(wanted, rows, strict=True):
             if row and typename == "Alias":
@@ -73,8 +72,6 @@ class NodesLoader(Loader[str, list[Row | None], tuple[Reference | None, ...]]):
                 )
             elif row and reference.name is not None:
                 row = None
-            if row and models and not models.get(row["model_id"]):
-                row = None
             if (
                 row
                 and row.get("kind", typename) != typename
@@ -83,6 +80,15 @@ class NodesLoader(Loader[str, list[Row | None], tuple[Reference | None, ...]]):
                 row = None
             out.append({**row, "__typename": typename} if row else None)
         return out
+
+    async def within(
+        self, rows: Sequence[Row | None], name: str, loader: type[RowByIdLoader]
+    ) -> list[Row | None]:
+        """The rows that belong to something that is there, for this viewer."""
+        ids = list({row[name] for row in rows if row})
+        found = await self.reads.loader(loader, None).load_many(ids)
+        there = {each for each, owner in zip(ids, found, strict=True) if owner}
+        return [row if row and row[name] in there else None for row in rows]
 
 
 class NodeLoader(NodesLoader):

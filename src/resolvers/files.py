@@ -129,5 +129,4 @@ def _row(version: Row, entry: FileEntry) -> Row:
         "sha256": entry.sha256,
         "role": entry.role.value,
         "format": entry.format.value,
-        "listed": True,
     }

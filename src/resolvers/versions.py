@@ -387,9 +387,6 @@ async def delete_version(
             files = await _files_of(database, session, version_id)
             stored_bytes = await _own_bytes(database, session, version, files)
         await _change(database, session, version, {"status": VersionStatus.DELETED.value})
-        await database.data["files"].update_many(
-            {"version_id": version_id}, {"$set": {"listed": False}}, session=session
-        )
         await _tell(
             session,
             EventKind.VERSION_DELETED,

@@ -45,7 +45,7 @@ describe(
         "WRITE": "Make and change models and versions; delete versions that are not published.",
         "PUBLISH": "Publish, archive and delete versions.",
         "PROMOTE": "Set and delete aliases.",
-        "ADMINISTER": "Archive, restore and delete models, change visibility, give roles.",
+        "ADMINISTER": "Archive, restore and delete models, change visibility, give roles, make and revoke tokens.",
         "OPERATE": "Operate the whole site.",
     },
 )

@@ -58,7 +58,7 @@ class ModelStats:
     files: int = strawberry.field(description="Files of these versions.")
     size_bytes: BigInt = strawberry.field(description="Sum of these files' lengths.")
     stored_bytes: BigInt = strawberry.field(
-        description="The same with equal contents counted once."
+        description="Length of the different contents of its published versions (READY or ARCHIVED), each counted once; a DRAFT's count when it is published."
     )
     trending_score: float = strawberry.field(description="What the order TRENDING sorts by.")
     as_of: datetime = strawberry.field(description="When they last changed.")

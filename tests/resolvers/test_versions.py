@@ -363,21 +363,6 @@ async def test_the_time_of_the_counters_is_when_they_changed(
     assert await changed_by(delete_version(database, admin, version_id=draft["_id"]))
 
 
-async def test_the_files_of_a_deleted_version_are_no_longer_listed(
-    database: Database, company: Company
-) -> None:
-    model = await insert_model(company.acme, "bert")
-    for number in (1, 2):
-        version = await add_version(model, number)
-        await add_files(version, {"a": 1, "b": 2})
-    await delete_version(database, company.admin, version_id=version.id)
-    files = await database.data["files"].find({}).to_list()
-    assert [(file["version_id"] == version.id, file["listed"]) for file in files] == [
-        *[(False, True)] * 2,
-        *[(True, False)] * 2,
-    ]
-
-
 async def test_what_an_archived_model_holds_does_not_change_at_the_same_time(
     database: Database, settings: Settings, company: Company, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -264,7 +264,7 @@ async def test_copies_of_contents_are_counted_in_few_commands(
     many = await ask(document, sha=f"{7:064x}")
     assert many.data == few.data
     assert many.commands == few.commands
-    assert len(many.commands) == 3
+    assert len(many.commands) == 4
 
 
 async def test_organizations_of_many_people_are_read_together(
