@@ -57,6 +57,12 @@ class NotAcceptable(HarborError):
     code, status = "NOT_ACCEPTABLE", 406
 
 
+class RequestTimeout(HarborError):
+    """The client did not send its request in time."""
+
+    code, status = "REQUEST_TIMEOUT", 408
+
+
 class PayloadTooLarge(HarborError):
     code, status = "PAYLOAD_TOO_LARGE", 413
 

@@ -64,6 +64,9 @@ class Settings(BaseSettings):
         default=False, description="Add `extensions.cost` to every answer; for development."
     )
     max_body_bytes: int = Field(default=1_048_576, ge=1, description="Largest request body.")
+    body_timeout_seconds: float = Field(
+        default=10.0, gt=0, description="How long a request body may take to arrive."
+    )
     max_query_bytes: int = Field(
         default=32_768, ge=1, description="Longest query text, in UTF-8 bytes."
     )

@@ -41,6 +41,8 @@ def for_error(error: HarborError) -> dict[str, str]:
     """Headers that belong to a status."""
     if error.status == 401:
         return {"www-authenticate": "Bearer"}
+    if error.status == 408:  # the rest of the body may still come
+        return {"connection": "close"}
     return {"retry-after": "1"} if error.status == 503 else {}
 
 

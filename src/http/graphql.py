@@ -23,6 +23,7 @@ from modelharbor.errors import (
     NotAcceptable,
     OperationTooComplex,
     PayloadTooLarge,
+    RequestTimeout,
     Unavailable,
     UnsupportedMediaType,
 )
@@ -238,17 +239,22 @@ class GraphQLEndpoint:
         return _checked(found)
 
     async def body(self, request: Request[State]) -> bytes:
-        """Read no further than the limit, whatever the headers say."""
+        """Read no further than the limit, whatever the headers say, and no longer than its time."""
         limit = self.settings.max_body_bytes
         too_large = PayloadTooLarge(f"The body is larger than {limit} bytes.")
         length = request.headers.get("content-length", "")
         if length.isdecimal() and int(length[:20]) > limit:
             raise too_large
         body = bytearray()
-        async for chunk in request.stream():
-            body += chunk
-            if len(body) > limit:
-                raise too_large
+        seconds = self.settings.body_timeout_seconds
+        try:
+            async with asyncio.timeout(seconds):
+                async for chunk in request.stream():
+                    body += chunk
+                    if len(body) > limit:
+                        raise too_large
+        except TimeoutError:
+            raise RequestTimeout(f"The body did not arrive within {seconds:g} s.") from None
         return bytes(body)
 
 

@@ -10,6 +10,8 @@ from pydantic import SecretStr
 
 from modelharbor.settings import Settings
 
+from .protocol import BoundedProtocol
+
 KEEP_ALIVE_SECONDS = (
     75  # longer than what proxies in front keep (nginx: 60), or they would meet closed connections
 )
@@ -31,7 +33,7 @@ def options(host: str, port: int, workers: int) -> dict[str, Any]:
         "port": port,
         "workers": workers,
         "loop": "uvloop",
-        "http": "httptools",
+        "http": BoundedProtocol,
         "lifespan": "on",
         "timeout_keep_alive": KEEP_ALIVE_SECONDS,
         "timeout_graceful_shutdown": SHUTDOWN_SECONDS,

@@ -1,5 +1,6 @@
 """Requests in, answers out: what GraphQL over HTTP and our conventions say about each."""
 
+import asyncio
 from collections.abc import AsyncIterator
 from itertools import product
 
@@ -237,6 +238,25 @@ async def test_the_body_limit_holds_with_and_without_a_length(settings: Settings
 
         for response in (await server.post(fits + b" "), await server.post(endless())):
             assert (response.status_code, codes(response)) == (413, ["PAYLOAD_TOO_LARGE"])
+    assert ran == []
+
+
+async def test_a_body_has_its_time(settings: Settings) -> None:
+    left = asyncio.Event()
+
+    async def stalled() -> AsyncIterator[bytes]:
+        try:
+            yield b'{"query":'
+            await asyncio.sleep(60)
+            yield b'"{hello}"}'
+        finally:
+            left.set()
+
+    async with serving(settings.model_copy(update={"body_timeout_seconds": 0.1})) as server:
+        response = await server.post(stalled())
+    assert (response.status_code, codes(response)) == (408, ["REQUEST_TIMEOUT"])
+    assert response.headers["connection"] == "close"  # what is still to come is no next request
+    assert left.is_set()
     assert ran == []
 
 

@@ -2,11 +2,15 @@
 
 import socket
 from pathlib import Path
+from unittest.mock import Mock
 
 import httpx
 import pytest
+import uvicorn
 from pydantic import SecretStr
+from uvicorn.server import ServerState
 
+from modelharbor.http.protocol import BoundedProtocol
 from modelharbor.http.server import environment, options
 from modelharbor.settings import Settings
 from tests.http.processes import served
@@ -57,3 +61,58 @@ def test_garbage_instead_of_http_harms_nobody(settings: Settings) -> None:
                 except ConnectionError:
                     pass
         assert client.get("/healthz").json() == {"status": "ok"}
+
+
+def head(*lines: bytes) -> bytes:
+    return b"\r\n".join((b"GET /healthz HTTP/1.1", b"Host: localhost", *lines, b"", b""))
+
+
+def answer_to(url: str, request: bytes) -> bytes:
+    """What comes back before the server closes, or `b""` where it does not let the request end."""
+    address = (httpx.URL(url).host, httpx.URL(url).port or 80)
+    with socket.create_connection(address, timeout=30) as raw:
+        try:
+            raw.sendall(request)
+            raw.shutdown(socket.SHUT_WR)
+            return b"".join(iter(lambda: raw.recv(65536), b""))
+        except ConnectionError:
+            return b""
+
+
+def test_a_head_has_an_end(settings: Settings) -> None:
+    chunked = b"\r\n".join(
+        (b"POST /graphql HTTP/1.1", b"Host: localhost", b"Transfer-Encoding: chunked", b"", b"0")
+    )
+    refused = b"HTTP/1.1 431 Request Header Fields Too Large\r\n"
+    with served(settings) as url:
+        closing = b"Connection: close"
+        fits = answer_to(url, head(b"X-Long: " + b"x" * 60_000, closing))
+        assert fits.startswith(b"HTTP/1.1 200 OK\r\n")
+        for request in (  # the rest may arrive at a closed connection, which swallows the answer
+            head(b"X-Long: " + b"x" * 65_536, closing),
+            head(*(b"X-%d: " % n + b"x" * 500 for n in range(132)), closing),
+            b"GET /healthz?" + b"x" * 65_536 + b" HTTP/1.1\r\nHost: localhost\r\n\r\n",
+            head(b"X-Long: " + b"x" * 2_000_000, closing),
+            b"GET /" + b"x" * 2_000_000,
+            chunked + b"\r\nX-Long: " + b"x" * 2_000_000,
+        ):
+            found = answer_to(url, request)
+            assert found == b"" or found.startswith(refused)
+        assert httpx.get(f"{url}/healthz").json() == {"status": "ok"}
+
+
+def test_one_header_without_an_end_is_not_gathered() -> None:
+    """Piece by piece, as a network brings it; nothing but the protocol's own bookkeeping runs."""
+    config = uvicorn.Config(lambda scope, receive, send: None, log_config=None, lifespan="off")
+    transport = Mock(**{"is_closing.return_value": False})
+    transport.get_extra_info.return_value = None
+    protocol = BoundedProtocol(config, ServerState(), {}, _loop=Mock())
+    protocol.connection_made(transport)
+    protocol.data_received(b"GET / HTTP/1.1\r\nX-Long: ")
+    pieces = 0
+    while not transport.close.called:
+        protocol.data_received(b"x" * 1024)
+        pieces += 1
+    assert 64 <= pieces <= 65
+    [[written], _] = transport.write.call_args
+    assert written.startswith(b"HTTP/1.1 431 ")
