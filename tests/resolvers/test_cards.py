@@ -343,7 +343,7 @@ async def test_markdown_of_too_much_work_is_refused_before_it_is_done(
 
 
 ROW = "| [org/model](https://huggingface.co/org/model) | 7.2B | **71.23** | 68.1 | `mit` | 99.1 |\n"
-BADGE = "[![PyPI](https://img.shields.io/pypi/v/x.svg)](https://pypi.org/project/x/)\n"
+BADGE = "[![PyPI](https://badges.example/v/x.svg)](https://packages.example/x/)\n"
 ENTRY = (
     "* [project](https://github.com/owner/project) - A *nice* tool for `things`, with **words**.\n"
 )
