@@ -63,12 +63,20 @@ class RequestTimeout(HarborError):
     code, status = "REQUEST_TIMEOUT", 408
 
 
+class PreconditionFailed(HarborError):
+    code, status = "PRECONDITION_FAILED", 412
+
+
 class PayloadTooLarge(HarborError):
     code, status = "PAYLOAD_TOO_LARGE", 413
 
 
 class UnsupportedMediaType(HarborError):
     code, status = "UNSUPPORTED_MEDIA_TYPE", 415
+
+
+class RangeNotSatisfiable(HarborError):
+    code, status = "RANGE_NOT_SATISFIABLE", 416
 
 
 class OperationTooComplex(HarborError):

@@ -17,13 +17,21 @@ from modelharbor.db.connection import Database
 from modelharbor.db.models import ModelState, Visibility
 from modelharbor.db.tokens import Permission
 from modelharbor.db.versions import VersionStatus
-from modelharbor.errors import Forbidden, NotFound, NotStored
+from modelharbor.errors import (
+    Forbidden,
+    NotFound,
+    NotStored,
+    PreconditionFailed,
+    RangeNotSatisfiable,
+)
 from modelharbor.settings import Settings
 
+from .answers import error_response
 from .state import State
 
-_RANGE: Final = re.compile(r"bytes\s*=\s*(\d{0,19})\s*-\s*(\d{0,19})\s*", re.IGNORECASE | re.ASCII)
-_TAGS: Final = re.compile(r'(?:W/)?("[\x21\x23-\x7e]*")')
+_RANGE: Final = re.compile(r"bytes\s*=\s*(\d*)\s*-\s*(\d*)\s*", re.IGNORECASE | re.ASCII)
+_TAGS: Final = re.compile(r'(W/)?("[\x21\x23-\x7e]*")')
+_BEYOND: Final = 10**19  # bytes; no file is so large
 _PLAIN: Final = re.compile(r"[^A-Za-z0-9._ -]")
 
 
@@ -48,7 +56,15 @@ async def download(request: Request[State]) -> Response:
         "cross-origin-resource-policy": "same-origin",
         "x-content-type-options": "nosniff",
     }
-    if _matches(request.headers.get("if-none-match"), tag):
+    about = {name: headers[name] for name in ("etag", "accept-ranges", "cache-control", "vary")}
+    expected = request.headers.get("if-match")
+    if expected is not None and not _matches(expected, tag, weakly=False):
+        await _check_stored(request, digest)
+        changed = PreconditionFailed("The file is not the one that `If-Match` names.")
+        return error_response(request.scope, changed, about)
+    known = request.headers.get("if-none-match")
+    if known is not None and _matches(known, tag, weakly=True):
+        await _check_stored(request, digest)
         return Response(status_code=304, headers=headers)
 
     status, start, end = 200, 0, size
@@ -58,17 +74,19 @@ async def download(request: Request[State]) -> Response:
         if found is not None:
             status, (start, end) = 206, found
             if start >= end:
-                headers["content-range"] = f"bytes */{size}"
-                return Response(status_code=416, headers=headers)
+                await _check_stored(request, digest)
+                beyond = RangeNotSatisfiable(
+                    f"The file has {size} bytes; the range has none of them."
+                )
+                about["content-range"] = f"bytes */{size}"
+                return error_response(request.scope, beyond, about)
             headers["content-range"] = f"bytes {start}-{end - 1}/{size}"
     headers["content-length"] = str(end - start)
 
-    storage = request.state["storage"]
     if request.method == "HEAD":
-        if not await storage.exists(digest):
-            raise NotStored("The contents of this file are not stored here.")
+        await _check_stored(request, digest)
         return _without_body(headers)
-    body = await storage.open_range(digest, start, end)
+    body = await request.state["storage"].open_range(digest, start, end)
     if (start, end) == (0, size):  # parts that are fetched side by side are no download each
         request.state["downloads"].count(file["model_id"])
     return StreamingResponse(body, status, headers, media_type="application/octet-stream")
@@ -83,15 +101,20 @@ def byte_range(header: str, size: int) -> tuple[int, int] | None:
     match = _RANGE.fullmatch(header.strip())
     if match is None:
         return None
-    first, last = match.groups()
-    if first:
-        start = int(first)
-        if last and int(last) < start:
+    first, last = (_number(digits) if digits else None for digits in match.groups())
+    if first is not None:
+        if last is not None and last < first:
             return None
-        return start, min(size, int(last) + 1) if last else size
-    if not last:
+        return first, size if last is None else min(size, last + 1)
+    if last is None:
         return None
-    return max(0, size - int(last)), size
+    return max(0, size - last), size
+
+
+def _number(digits: str) -> int:
+    """At most _BEYOND: Python refuses to read thousands of digits."""
+    digits = digits.lstrip("0")
+    return int(digits or 0) if len(digits) < 20 else _BEYOND
 
 
 def disposition(path: str) -> str:
@@ -146,9 +169,17 @@ async def _one(database: Database, collection: str, id: ObjectId, names: str) ->
     )
 
 
-def _matches(header: str | None, tag: str) -> bool:
-    """Of `If-None-Match`: compared weakly."""
-    return header is not None and (header.strip() == "*" or tag in _TAGS.findall(header))
+async def _check_stored(request: Request[State], digest: str) -> None:
+    """NotStored; Unavailable. An answer about contents that are not here would say that they are."""
+    if not await request.state["storage"].exists(digest):
+        raise NotStored("The contents of this file are not stored here.")
+
+
+def _matches(header: str, tag: str, *, weakly: bool) -> bool:
+    """Whether `If-Match` (not weakly) or `If-None-Match` (weakly) names this tag."""
+    return header.strip() == "*" or any(
+        found == tag and (weakly or not weak) for weak, found in _TAGS.findall(header)
+    )
 
 
 def _without_body(headers: dict[str, str]) -> Response:
