@@ -5,6 +5,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any, Final, TypeAlias
+from urllib.parse import unquote_to_bytes
 
 import orjson
 import strawberry
@@ -230,6 +231,7 @@ class GraphQLEndpoint:
 
     async def parameters(self, request: Request[State]) -> Parameters:
         if request.method == "GET":
+            _check_encoding(request.scope["query_string"])
             return _checked(from_query_string(request.query_params))
         _check_content_type(request)
         body = await self.body(request)
@@ -256,6 +258,15 @@ class GraphQLEndpoint:
         except TimeoutError:
             raise RequestTimeout(f"The body did not arrive within {seconds:g} s.") from None
         return bytes(body)
+
+
+def _check_encoding(query_string: bytes) -> None:
+    """What reads it puts replacement characters where it is not UTF-8: another text would run."""
+    try:
+        unquote_to_bytes(query_string).decode()
+        query_string.decode("ascii")
+    except UnicodeDecodeError as error:
+        raise BadRequest("The query string is not percent-encoded UTF-8.") from error
 
 
 def from_query_string(query: QueryParams) -> dict[str, Any]:

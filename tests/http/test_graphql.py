@@ -241,6 +241,23 @@ async def test_the_body_limit_holds_with_and_without_a_length(settings: Settings
     assert ran == []
 
 
+@pytest.mark.parametrize(
+    "query",
+    [
+        "query={hello}%ff",
+        'query={hello(name:"%C3")}',
+        "query={hello}&variables=%80",
+        "query={hello}&%E4=1",
+    ],
+)
+async def test_a_query_string_is_in_utf_8(server: Server, query: str) -> None:
+    response = await server.client.get(f"/graphql?{query}")
+    assert (response.status_code, codes(response)) == (400, ["BAD_REQUEST"])
+    assert ran == []
+    fits = await server.client.get('/graphql?query={hello(name:"%C3%A9+%F0%9F%90%88")}')
+    assert fits.json() == {"data": {"hello": "Hello é 🐈"}}
+
+
 async def test_a_body_has_its_time(settings: Settings) -> None:
     left = asyncio.Event()
 
