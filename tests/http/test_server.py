@@ -73,7 +73,6 @@ def answer_to(url: str, request: bytes) -> bytes:
     with socket.create_connection(address, timeout=30) as raw:
         try:
             raw.sendall(request)
-            raw.shutdown(socket.SHUT_WR)
             return b"".join(iter(lambda: raw.recv(65536), b""))
         except ConnectionError:
             return b""
