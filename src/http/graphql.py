@@ -144,7 +144,7 @@ class GraphQLEndpoint:
         value = count_values(variables, limit)
         if value > limit:
             message = f"The variables hold {value} input values or more; the limit is {limit}."
-            error = OperationTooComplex(message, measure="input values", value=value, limit=limit)
+            error = OperationTooComplex(message, measure="inputValues", value=value, limit=limit)
             raise InvalidDocument((problem(error),))
 
     async def execute(

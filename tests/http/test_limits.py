@@ -96,7 +96,7 @@ async def test_variables_of_too_many_values_are_not_coerced(
     response = await real.ask(FILTERED, variables=variables)
     assert codes(response) == ["OPERATION_TOO_COMPLEX"]
     found = response.json()["errors"][0]["extensions"]
-    assert (found["measure"], found["value"], found["limit"]) == ("input values", value, 5000)
+    assert (found["measure"], found["value"], found["limit"]) == ("inputValues", value, 5000)
     assert "data" not in response.json()
     assert coerced == []
     assert commands == []
