@@ -28,6 +28,7 @@ from modelharbor.http.middleware import (
     http_error,
 )
 from modelharbor.http.state import State
+from modelharbor.loaders.lanes import Lanes
 from modelharbor.observability.logging import configure_logging
 from modelharbor.observability.sentry import init_sentry
 from modelharbor.resolvers.downloads import counting_downloads
@@ -55,6 +56,7 @@ def create_app(
             yield State(
                 settings=settings,
                 database=database,
+                lanes=Lanes() if settings.coalescing else None,
                 cache=await stack.enter_async_context(connect_cache(settings)),
                 storage=await stack.enter_async_context(open_storage(settings)),
                 downloads=await stack.enter_async_context(counting_downloads(database)),

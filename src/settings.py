@@ -71,6 +71,7 @@ class Settings(BaseSettings):
         default=32_768, ge=1, description="Longest query text, in UTF-8 bytes."
     )
     max_tokens: int = Field(default=2000, ge=1, description="Most lexical tokens in a document.")
+    max_operations: int = Field(default=50, ge=1, description="Most operations in a document.")
     max_depth: int = Field(default=12, ge=1, description="Deepest nesting of fields.")
     max_aliases: int = Field(default=30, ge=0, description="Most aliases in an operation.")
     max_root_fields: int = Field(default=20, ge=1, description="Most root fields in an operation.")
@@ -78,7 +79,7 @@ class Settings(BaseSettings):
     max_input_values: int = Field(
         default=5000,
         ge=1,
-        description="Most values in the variables of an operation, at all levels.",
+        description="Most values in the arguments of an operation, at all levels, wherever its variables and fragments are used; and in its variables.",
     )
     max_cost: int = Field(default=5000, ge=1, description="Highest cost of an operation.")
     max_errors: int = Field(default=10, ge=1, description="Most errors in an answer.")
@@ -94,6 +95,14 @@ class Settings(BaseSettings):
         default=32,
         ge=1,
         description="Operations that one process runs at once; others wait for their turn.",
+    )
+    compiled_plans: bool = Field(
+        default=True,
+        description="Run queries by plans compiled from their documents; without it graphql-core runs all.",
+    )
+    coalescing: bool = Field(
+        default=True,
+        description="Let reads of the same kind that wait for the database at the same time go as one.",
     )
     document_cache_size: int = Field(
         default=1000, ge=1, description="Validated documents kept in a process."

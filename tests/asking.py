@@ -1,16 +1,22 @@
-"""Operations run on the schema directly, with the commands that they cost."""
+"""Operations run as the endpoint runs them, without HTTP, with the commands that they cost."""
 
+import asyncio
 from dataclasses import dataclass, field
-from typing import Any
+from functools import cached_property
+from typing import Any, Final
 
 from modelharbor.auth.links import DownloadLinks
 from modelharbor.auth.viewer import ANONYMOUS, Viewer
 from modelharbor.cache.client import Cache
 from modelharbor.context import Context
 from modelharbor.db.connection import Database
+from modelharbor.execution.documents import DocumentStore
+from modelharbor.execution.execute import run
 from modelharbor.observability.commands import CommandCount, counted
-from modelharbor.schema import schema
+from modelharbor.schema import core, schema
 from modelharbor.settings import Settings
+
+GUARD_SECONDS: Final = 60.0  # against a hang
 
 
 @dataclass
@@ -18,6 +24,7 @@ class Answer:
     data: Any
     errors: list[tuple[str, str | None]]  # (message, code)
     commands: list[str]
+    fallback: str | None
 
 
 @dataclass
@@ -28,6 +35,10 @@ class Asker:
     cache: Cache
     settings: Settings
     viewer: Viewer = field(default=ANONYMOUS)
+
+    @cached_property
+    def documents(self) -> DocumentStore:
+        return DocumentStore(core, self.settings)
 
     async def __call__(
         self,
@@ -45,12 +56,13 @@ class Asker:
             request_id="test",
         )
         count = count or CommandCount()
+        found = self.documents.get(document)
+        operation = found.operation(None)
+        deadline = asyncio.get_running_loop().time() + GUARD_SECONDS
         token = counted.set(count)
         try:
-            result = await schema.execute(
-                document, variable_values=variables, context_value=context
-            )
+            result = await run(schema, found, operation, variables, context, deadline)
         finally:
             counted.reset(token)
-        errors = [(e.message, (e.extensions or {}).get("code")) for e in result.errors or ()]
-        return Answer(result.data, errors, count.names)
+        errors = [(e["message"], e["extensions"].get("code")) for e in result.errors]
+        return Answer(result.data, errors, count.names, result.fallback)

@@ -21,7 +21,7 @@ import modelharbor
 from modelharbor.db.base import BaseDocument
 from modelharbor.db.documents import DOCUMENTS
 from modelharbor.execution.declaration import declaration
-from modelharbor.execution.walk import BACKREF
+from modelharbor.execution.selection import BACKREF
 from modelharbor.loaders.base import Loader
 from modelharbor.schema import core
 

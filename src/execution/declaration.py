@@ -7,7 +7,7 @@
 """
 
 import inspect
-from collections.abc import Callable, Hashable, Iterable
+from collections.abc import Callable, Hashable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final, TypeAlias, TypeVar, cast
 
@@ -39,6 +39,8 @@ class Loaded:
     key: str | tuple[str, ...] | None
     """Stored name that holds the key; a list there loads many. A tuple: all of them are the key."""
     arguments: Callable[..., Hashable] | None
+    by: Callable[..., Hashable] | None = None
+    """Makes the key from the GraphQL arguments, where the parent has none: fields of Query."""
 
     @property
     def reads(self) -> tuple[str, ...]:
@@ -100,27 +102,29 @@ def loaded(
     loader: type[Loader[Any, Any, A]],
     *,
     key: str | tuple[str, ...] | None = None,
+    by: Callable[..., Hashable] | None = None,
     arguments: Callable[..., A] | None = None,
     description: str,
     name: str | None = None,
     directives: tuple[object, ...] = (),
 ) -> Any:
-    """A field that is read by a loader. The parameters of `arguments` are the GraphQL arguments;
-    what it answers is hashable, so that equal arguments share a batch."""
-    what = Loaded(loader, key, arguments)
+    """A field that is read by a loader. The parameters of `arguments` (or of `by`, which makes the
+    key) are the GraphQL arguments; what it answers is hashable: equal arguments share a batch."""
+    what = Loaded(loader, key, arguments, by)
 
     def resolve(root: Any, info: strawberry.Info[Context, None], **given: Any) -> Any:
-        value = what.key_of(root)
+        value = what.key_of(root) if by is None else by(**given)
         if value is None:
             return None
         batch = info.context.loader(loader, cast("A", arguments(**given) if arguments else None))
         return batch.load_many(value) if isinstance(value, list) else batch.load(value)
 
     own = list(inspect.signature(resolve).parameters.values())[:2]
-    if arguments is not None:
-        given = inspect.signature(arguments).parameters.values()
+    function = arguments or by
+    if function is not None:
+        given = inspect.signature(function).parameters.values()
         own += [p.replace(kind=p.KEYWORD_ONLY) for p in given]
-        resolve.__module__ = arguments.__module__  # where Strawberry looks their annotations up
+        resolve.__module__ = function.__module__  # where Strawberry looks their annotations up
     resolve.__signature__ = inspect.Signature(own)  # type: ignore[attr-defined]  # any function has it
     return strawberry.field(
         resolver=resolve,
@@ -129,6 +133,12 @@ def loaded(
         directives=directives,
         metadata={READ: what},
     )
+
+
+def is_row_of(kind: type, value: Any, _info: object) -> bool:
+    """For `is_type_of` of a type whose rows may stand beside others: those carry their type's name."""
+    row: Mapping[str, Any] = value
+    return bool(row.get("__typename", kind.__name__) == kind.__name__)
 
 
 def rows(*, description: str) -> Any:

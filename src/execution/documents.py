@@ -1,11 +1,12 @@
 """From text to a document that may run: parsed, measured and validated once, then found by its SHA-256."""
 
-from collections import OrderedDict
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Hashable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
 from hashlib import sha256
-from typing import Any, Generic, TypeVar
+from typing import Any
 
+import strawberry
 from graphql import (
     ASTValidationRule,
     DocumentNode,
@@ -15,11 +16,12 @@ from graphql import (
     OperationType,
     OverlappingFieldsCanBeMergedRule,
     ValidationContext,
-    get_variable_values,
+    ValuesOfCorrectTypeRule,
     parse,
     specified_rules,
     validate,
 )
+from graphql.execution.values import VariableValues
 from graphql.validation.validate import ValidationAbortedError
 from strawberry.schema.validation_rules.maybe_null import MaybeNullValidationRule
 from strawberry.schema.validation_rules.one_of import OneOfInputValidationRule
@@ -33,8 +35,14 @@ from modelharbor.errors import (
 )
 from modelharbor.settings import Settings
 
+from .arguments import Frozen
 from .failures import Problem, problem, syntax_problem, validation_problem
 from .guard import Guard, Measures
+from .kept import Kept
+from .plan import Plan, make_plan
+from .rules import BoundedValuesRule
+from .selection import NotPlanned, Selection, switches
+from .variables import Variables
 
 OVERLAPS = 20_000  # graphql-core's units of work, a microsecond each; some dozens of fragments in one place fit
 
@@ -48,13 +56,22 @@ class BoundedOverlapRule(OverlappingFieldsCanBeMergedRule):
 
 
 RULES = (
-    *(rule for rule in specified_rules if rule is not OverlappingFieldsCanBeMergedRule),
+    *(
+        BoundedValuesRule if rule is ValuesOfCorrectTypeRule else rule
+        for rule in specified_rules
+        if rule is not OverlappingFieldsCanBeMergedRule
+    ),
     MaybeNullValidationRule,
     OneOfInputValidationRule,
 )
 KEPT_BYTES_PER_DOCUMENT = 1024  # of text, on average; parsed it takes a hundred times that
-K = TypeVar("K")
-V = TypeVar("V")
+MOST_PLANS = (
+    8  # of one operation: one for each set of values of the variables in @skip and @include
+)
+FROZEN, FROZEN_BYTES = (
+    2048,
+    2**20,
+)  # arguments of fields that are kept, and the size of their variables
 
 
 class InvalidDocument(Exception):
@@ -65,17 +82,48 @@ class InvalidDocument(Exception):
         self.problems = problems
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Operation:
-    """One operation of a document."""
+    """One operation of a document, with its plans as they become needed."""
 
     name: str | None
     node: OperationDefinitionNode
     measures: Measures
+    document: DocumentNode
+    variables: Variables
+    frozen: Frozen
+    _plans: dict[Hashable, Plan | str] = field(default_factory=dict)
 
-    @property
+    @cached_property
     def kind(self) -> OperationType:
         return self.node.operation
+
+    def coerce(self, given: Mapping[str, Any]) -> VariableValues | None:
+        """The values of its variables; None where they do not fit."""
+        return self.variables.coerce(given)
+
+    def plan(self, schema: strawberry.Schema, values: VariableValues) -> Plan | str:
+        """The plan for these values, or why there is none."""
+        switched = tuple(values.coerced.get(name) for name in self._switches)
+        found = self._plans.get(switched)
+        if found is None:
+            if len(self._plans) >= MOST_PLANS:
+                return f"more than {MOST_PLANS} ways through @skip and @include"
+            found = self._plans[switched] = self._planned(schema, values)
+        return found
+
+    def _planned(self, schema: strawberry.Schema, values: VariableValues) -> Plan | str:
+        try:
+            selection = Selection(schema._schema, self.document, self.node, values)
+            return make_plan(schema, selection, self.frozen)
+        except NotPlanned as reason:
+            return str(reason)
+        except GraphQLError:
+            return "a directive that its variables do not fit"
+
+    @cached_property
+    def _switches(self) -> tuple[str, ...]:
+        return switches(self.document, self.node)
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,32 +147,6 @@ class Document:
         return next(iter(self.operations.values()))
 
 
-class Kept(Generic[K, V]):
-    """The last used, bounded by number and by size."""
-
-    def __init__(self, most: int, most_bytes: int) -> None:
-        self.most, self.most_bytes, self.bytes = most, most_bytes, 0
-        self._found: OrderedDict[K, tuple[V, int]] = OrderedDict()
-
-    def __len__(self) -> int:
-        return len(self._found)
-
-    def get(self, key: K) -> V | None:
-        found = self._found.get(key)
-        if found is None:
-            return None
-        self._found.move_to_end(key)
-        return found[0]
-
-    def put(self, key: K, value: V, size: int) -> None:
-        if key in self._found:
-            self.bytes -= self._found.pop(key)[1]
-        self._found[key] = (value, size)
-        self.bytes += size
-        while len(self._found) > self.most or self.bytes > self.most_bytes:
-            self.bytes -= self._found.popitem(last=False)[1][1]
-
-
 class DocumentStore:
     """The documents of one process. Valid and refused ones are kept apart: bad ones drive out no good one."""
 
@@ -138,6 +160,7 @@ class DocumentStore:
         )
         self._valid: Kept[str, Document] = Kept(most, max(size, settings.max_query_bytes))
         self._refused: Kept[str, tuple[Problem, ...]] = Kept(most, size)
+        self._frozen: Frozen = Kept(FROZEN, FROZEN_BYTES)
 
     def get(self, text: str) -> Document:
         """InvalidDocument, with all its problems, for one that cannot run; PayloadTooLarge for a long text."""
@@ -160,18 +183,13 @@ class DocumentStore:
             self._refused.put(key, problems, sum(len(p["message"]) for p in problems))
         raise InvalidDocument(problems)
 
-    def check_cost(self, operation: Operation, variables: Mapping[str, Any]) -> int:
+    def check_cost(self, operation: Operation, values: VariableValues | None) -> int:
         """The cost with the variables of a request; OperationTooComplex when it is over the limit.
 
         They are coerced as for the execution (100.0 is 100, one id is a list of one); where that
         fails nothing will run, and the cost is the least that it can be.
         """
-        found = None
-        if operation.measures.cost.open:
-            definitions = operation.node.variable_definitions or ()
-            values = get_variable_values(self.schema, definitions, dict(variables), max_errors=1)
-            found = None if isinstance(values, list) else values.coerced
-        return self.guard.check_cost(operation.measures, found)
+        return self.guard.check_cost(operation.measures, values.coerced if values else None)
 
     def known(self, document_sha256: str) -> Document | None:
         return self._valid.get(document_sha256)
@@ -203,7 +221,14 @@ class DocumentStore:
         for definition in node.definitions:
             if isinstance(definition, OperationDefinitionNode):
                 name = definition.name.value if definition.name else None
-                operations[name or ""] = Operation(name, definition, measures[name or ""])
+                operations[name or ""] = Operation(
+                    name,
+                    definition,
+                    measures[name or ""],
+                    node,
+                    Variables(self.schema, definition),
+                    self._frozen,
+                )
         if not operations:
             return (problem(BadRequest("The document has no operation.")),)
         return Document(text, key, node, operations)

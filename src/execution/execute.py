@@ -1,12 +1,14 @@
-"""Runs one operation of a document. The seam between the engines: today graphql-core runs everything."""
+"""Runs one operation of a document: by its plan, or by graphql-core where there is none, or where the
+answer is not as a plan expects it."""
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, TypeGuard, cast
+from typing import Any, Final, TypeGuard, cast
 
 import strawberry
-from graphql import ExecutionResult, execute
+from graphql import ExecutionResult, OperationType, execute
+from graphql.execution.values import VariableValues
 from strawberry.execution import optimized_is_awaitable
 
 from modelharbor.context import Context
@@ -14,9 +16,15 @@ from modelharbor.errors import Timeout
 
 from .documents import Document, Operation
 from .failures import Problem, field_problems, problem, request_problem
+from .plan import Plan
+from .reading import Run
 
 # Strawberry's, which knows plain values by their type; it says no more than `bool` of itself.
 AWAITABLE = cast("Callable[[Any], TypeGuard[Awaitable[Any]]]", optimized_is_awaitable)
+SWITCHED_OFF: Final = "plans are switched off"
+NOT_A_QUERY: Final = "not a query"
+INVALID_VARIABLES: Final = "variables that do not fit"
+UNEXPECTED: Final = "an answer that is not as the schema promises"
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +34,8 @@ class Answer:
     data: dict[str, Any] | None = None
     errors: list[Problem] = field(default_factory=list)
     is_refused: bool = False
+    fallback: str | None = None
+    """Why graphql-core made the answer; None: a plan did."""
 
 
 async def run(
@@ -35,33 +45,80 @@ async def run(
     variables: Mapping[str, Any],
     context: Context,
     deadline: float,
+    values: VariableValues | None = None,
 ) -> Answer:
-    """At the deadline (in the event loop's time) its resolvers are cancelled and the answer is TIMEOUT."""
-    settings = context.settings
+    """At the deadline (in the event loop's time) its reads are cancelled and the answer is TIMEOUT.
+
+    `values`: the variables as `operation.coerce` made them, where the caller has them.
+    """
     try:
         async with asyncio.timeout_at(deadline) as limit:
-            result = execute(
-                schema._schema,
-                document.node,
-                context_value=context,
-                variable_values=dict(variables),
-                operation_name=operation.name,
-                max_coercion_errors=settings.max_errors,
-                executor_class=schema.execution_context_class,
-                is_awaitable=AWAITABLE,
-                hide_suggestions=not settings.introspection,
-                operation_extensions={},
-            )
-            found = result if isinstance(result, ExecutionResult) else await result
+            if values is None:
+                values = operation.coerce(variables)
+            plan = _plan(schema, operation, values, context)
+            if isinstance(plan, str):
+                return await _interpreted(schema, document, operation, variables, context, plan)
+            assert values is not None
+            reading = Run(plan.steps, context, values, variables)
+            try:
+                return Answer(await plan.function(reading))
+            except (
+                Exception
+            ):  # whatever it was: graphql-core finds it too, and says it as it should be
+                replayed = reading.replayed()
+                return await _interpreted(
+                    schema, document, operation, variables, replayed, UNEXPECTED
+                )
+            finally:
+                reading.end()
     except TimeoutError:
         if not limit.expired():
             raise
-        seconds = f"{settings.operation_timeout_seconds:g}"
+        seconds = f"{context.settings.operation_timeout_seconds:g}"
         return Answer(errors=[problem(Timeout(f"The operation took longer than {seconds} s."))])
+
+
+def _plan(
+    schema: strawberry.Schema,
+    operation: Operation,
+    values: VariableValues | None,
+    context: Context,
+) -> Plan | str:
+    """The plan, or why there is none."""
+    if not context.settings.compiled_plans:
+        return SWITCHED_OFF
+    if operation.kind is not OperationType.QUERY:
+        return NOT_A_QUERY
+    if values is None:
+        return INVALID_VARIABLES
+    return operation.plan(schema, values)
+
+
+async def _interpreted(
+    schema: strawberry.Schema,
+    document: Document,
+    operation: Operation,
+    variables: Mapping[str, Any],
+    context: Context,
+    why: str,
+) -> Answer:
+    """By graphql-core."""
+    settings = context.settings
+    result = execute(
+        schema._schema,
+        document.node,
+        context_value=context,
+        variable_values=dict(variables),
+        operation_name=operation.name,
+        max_coercion_errors=settings.max_errors,
+        executor_class=schema.execution_context_class,
+        is_awaitable=AWAITABLE,
+        hide_suggestions=not settings.introspection,
+        operation_extensions={},
+    )
+    found = result if isinstance(result, ExecutionResult) else await result
     errors = found.errors or []
     if found.data is None and errors and all(error.path is None for error in errors):
-        return Answer(
-            errors=[request_problem(error) for error in errors[: settings.max_errors]],
-            is_refused=True,
-        )
-    return Answer(found.data, field_problems(errors, settings.max_errors))
+        problems = [request_problem(error) for error in errors[: settings.max_errors]]
+        return Answer(errors=problems, is_refused=True, fallback=why)
+    return Answer(found.data, field_problems(errors, settings.max_errors), fallback=why)

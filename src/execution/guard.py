@@ -6,128 +6,190 @@ wherever it is spread, so a nest of spreads costs no more than its text.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Final, TypeAlias
+from typing import Any, Final
 
 from graphql import (
     DocumentNode,
     FieldNode,
     FragmentDefinitionNode,
     FragmentSpreadNode,
-    GraphQLField,
-    GraphQLInterfaceType,
-    GraphQLNamedType,
-    GraphQLObjectType,
     GraphQLSchema,
-    GraphQLUnionType,
     InlineFragmentNode,
-    IntValueNode,
     ListValueNode,
-    NullValueNode,
+    ObjectValueNode,
     OperationDefinitionNode,
     OperationType,
     SelectionNode,
     SelectionSetNode,
     ValueNode,
     VariableNode,
-    get_named_type,
-    is_composite_type,
 )
 
-from modelharbor.db.keyset import DEFAULT_PAGE, MAX_PAGE
 from modelharbor.errors import OperationTooComplex
 from modelharbor.settings import Settings
 
-MUTATION_WEIGHT = 10
-INTROSPECTION: Final = frozenset({"__schema", "__type"})
-INTROSPECTION_WEIGHT = 1000  # the whole schema takes the time of a large query
+from .price import INTROSPECTION, Composite, Prices, Rows, composite
+
 INTROSPECTION_DEPTH = 20  # the whole introspection query is 15 deep
 NESTING = 150  # of selections and spreads: far above every depth limit, far below Python's stack
 LARGEST = 2**31 - 1  # what a measure is told as
 
-Composite: TypeAlias = GraphQLObjectType | GraphQLInterfaceType | GraphQLUnionType
-
 
 @dataclass(frozen=True, slots=True)
-class Rows:
-    """How many rows a field may answer: the largest of its page sizes and of its lists' lengths."""
+class Uses:
+    """Variables in the arguments of one field: how often each stands there."""
 
-    fixed: int  # of what stands in the text; 0: nothing does
-    variables: tuple[str, ...]
-    default: int  # where neither is given
-
-    def value(self, variables: Mapping[str, Any] | None) -> int:
-        """At least 1; `variables` as graphql-core coerced them, without them the least that it can be."""
-        if variables is None and self.variables:
-            return max(self.fixed, 1)
-        found = self.fixed
-        for name in self.variables:
-            found = max(found, _rows((variables or {}).get(name)))
-        return found or self.default
+    names: tuple[tuple[str, int], ...]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Cost:
-    """A sum: what is known, and what hangs on the variables of a request."""
+    """Two sums: what is known of each, and what hangs on the variables of a request."""
 
-    known: int = 0
-    open: "tuple[tuple[Rows | None, Cost], ...]" = ()
+    known: int = 0  # the cost itself
+    values: int = 0  # in arguments, at all levels, and once for each time that a field is resolved
+    open: "tuple[tuple[Rows | Uses | None, Cost], ...]" = ()
 
     def value(self, variables: Mapping[str, Any] | None) -> int:
-        return min(self._value(variables, {}), LARGEST) if self.open else min(self.known, LARGEST)
+        return self.amounts(variables)[0]
 
-    def _value(self, variables: Mapping[str, Any] | None, seen: dict[int, int]) -> int:
-        found = seen.get(id(self))
+    def amounts(self, variables: Mapping[str, Any] | None) -> tuple[int, int]:
+        """Cost and values with these coerced variables; without them the least that they can be."""
+        cost, values = _Sizes(variables).amounts(self)
+        return min(cost, LARGEST), min(values, LARGEST)
+
+
+class _Sizes:
+    """Adds up costs for one request: each shared part, and each variable, is looked at once."""
+
+    def __init__(self, variables: Mapping[str, Any] | None) -> None:
+        self.variables = variables
+        self.sizes: dict[str, int] = {}
+        self.seen: dict[int, tuple[int, int]] = {}
+
+    def amounts(self, cost: Cost) -> tuple[int, int]:
+        if not cost.open:
+            return cost.known, cost.values
+        found = self.seen.get(id(cost))
         if found is None:
-            found = self.known
-            for rows, cost in self.open:
-                once = cost._value(variables, seen)
-                found += once * rows.value(variables) if rows else once
-            seen[id(self)] = found
+            known, values = cost.known, cost.values
+            for times, below in cost.open:
+                if isinstance(times, Uses):
+                    values += sum(count * self.size(name) for name, count in times.names)
+                    continue
+                once = self.amounts(below)
+                rows = times.value(self.variables) if times else 1
+                known += once[0] * rows
+                values += once[1] * rows
+            found = self.seen[id(cost)] = known, values
+        return found
+
+    def size(self, name: str) -> int:
+        """How many values a variable has, at all levels."""
+        found = self.sizes.get(name)
+        if found is None:
+            given = (self.variables or {}).get(name)
+            found = self.sizes[name] = count_values(given)
         return found
 
 
-NOTHING = Cost()
+def count_values(value: object) -> int:
+    """With what is in it, at all levels."""
+    found, waiting = 0, [value]
+    while waiting:
+        each = waiting.pop()
+        found += 1
+        if isinstance(each, dict):
+            waiting += each.values()
+        elif isinstance(each, list):
+            waiting += each
+    return found
 
 
-def _sum(costs: "Sequence[Cost]") -> Cost:
+NOTHING: Final = Cost()
+
+
+def _sum(costs: Sequence[Cost]) -> Cost:
     """Costs with open parts are kept whole: a fragment's is shared by all that spread it."""
-    known = sum(cost.known for cost in costs if not cost.open)
-    return Cost(known, tuple((None, cost) for cost in costs if cost.open))
+    if len(costs) < 2:
+        return costs[0] if costs else NOTHING
+    closed = [cost for cost in costs if not cost.open]
+    return Cost(
+        sum(cost.known for cost in closed),
+        sum(cost.values for cost in closed),
+        tuple((None, cost) for cost in costs if cost.open),
+    )
 
 
 def _times(rows: Rows, cost: Cost) -> Cost:
     if rows.variables or cost.open:
-        return Cost(0, ((rows, cost),))
-    return Cost(rows.value({}) * cost.known)
+        return Cost(0, 0, ((rows, cost),))
+    times = rows.value({})
+    return Cost(times * cost.known, times * cost.values)
+
+
+def _arguments(node: FieldNode) -> tuple[list[Cost], int]:
+    """The values in the arguments of a field, nothing where there are none; how many are variables."""
+    uses: dict[str, int] = {}
+    found = sum(count_literals(each.value, uses) for each in node.arguments or ())
+    if uses:
+        cost = Cost(0, found, ((Uses(tuple(uses.items())), NOTHING),))
+        return [cost], sum(uses.values())
+    return [Cost(0, found)] if found else [], 0
+
+
+def count_literals(value: ValueNode, uses: dict[str, int] | None = None) -> int:
+    """Values in the text of one, at all levels, without its variables; those are counted in `uses`."""
+    found, waiting = 0, [value]
+    while waiting:
+        each = waiting.pop()
+        if isinstance(each, VariableNode):
+            if uses is not None:
+                name = each.name.value
+                uses[name] = uses.get(name, 0) + 1
+            continue
+        found += 1
+        if isinstance(each, ListValueNode):
+            waiting += each.values
+        elif isinstance(each, ObjectValueNode):
+            waiting += [field.value for field in each.fields]
+    return found
 
 
 @dataclass(slots=True)
 class Tally:
     """The measures of a selection set or of one selection, with what its fragments bring."""
 
+    nesting: int = 0  # of selections and fragments
     depth: int = 0
     introspection: int = 0
     width: int = 0
     fields: int = 0
     aliases: int = 0
     directives: int = 0
+    uses: int = 0  # of variables in arguments
     once: list[Cost] = field(default_factory=list)
     each: list[Cost] = field(default_factory=list)
     """Within a page: what is paid for every row of it."""
 
     def add(self, other: "Tally") -> None:
+        self.nesting = max(self.nesting, other.nesting)
         self.depth = max(self.depth, other.depth)
         self.introspection = max(self.introspection, other.introspection)
         self.width += other.width
         self.fields += other.fields
         self.aliases += other.aliases
         self.directives += other.directives
+        self.uses += other.uses
         self.once += other.once
         self.each += other.each
 
     def sealed(self) -> "Tally":
         """With its costs summed up, so that adding it many times stays cheap."""
-        self.once, self.each = [_sum(self.once)], [_sum(self.each)]
+        if len(self.once) > 1:
+            self.once = [_sum(self.once)]
+        if len(self.each) > 1:
+            self.each = [_sum(self.each)]
         return self
 
 
@@ -141,19 +203,8 @@ class Measures:
     fields: int
     aliases: int
     directives: int
+    uses: int
     cost: Cost
-
-
-@dataclass(frozen=True, slots=True)
-class Price:
-    """What a field of the schema costs, from its `@cost` or its type."""
-
-    weight: int
-    multipliers: tuple[str, ...]
-    default_rows: int
-    type: Composite | None  # None: a leaf
-    is_page: bool  # only `nodes` and `edges` below it are paid for each row
-    is_row: bool  # `nodes`, `edges`, `node`: their page has paid for the row itself
 
 
 class Guard:
@@ -162,23 +213,34 @@ class Guard:
     def __init__(self, schema: GraphQLSchema, settings: Settings) -> None:
         self.schema = schema
         self.settings = settings
-        self._prices: dict[tuple[str, str], Price] = {}
+        self.prices = Prices(schema)
 
     def measure(self, document: DocumentNode) -> dict[str, Measures]:
         """By operation name (`""` for the one without). OperationTooComplex for what no variables can make fit."""
+        operations = [
+            definition
+            for definition in document.definitions
+            if isinstance(definition, OperationDefinitionNode)
+        ]
+        _hold("operations", len(operations), self.settings.max_operations)
         walk = _Walk(self, document)
-        found = {}
-        for definition in document.definitions:
-            if isinstance(definition, OperationDefinitionNode):
-                measures = walk.operation(definition)
-                self._check(measures)
-                found[definition.name.value if definition.name else ""] = measures
+        found, uses = {}, 0
+        for operation in operations:
+            measures = walk.operation(operation)
+            self._check(measures)
+            uses += measures.uses
+            # Of all operations: a text has fewer, but they share fragments, and rules look at each again.
+            _hold("variableUses", uses, self.settings.max_tokens)
+            found[operation.name.value if operation.name else ""] = measures
         return found
 
     def check_cost(self, measures: Measures, variables: Mapping[str, Any] | None) -> int:
-        """The cost with these coerced variables; OperationTooComplex when it is over the limit."""
-        cost = measures.cost.value(variables)
+        """The cost with these coerced variables; OperationTooComplex when it is over the limit, or when
+        they bring too many values to the places where they stand.
+        """
+        cost, values = measures.cost.amounts(variables)
         _hold("cost", cost, self.settings.max_cost)
+        _hold("inputValues", values, self.settings.max_input_values)
         return cost
 
     def _check(self, measures: Measures) -> None:
@@ -190,50 +252,6 @@ class Guard:
         _hold("directives", measures.directives, limits.max_directives)
         _hold("fields", measures.fields, limits.max_tokens)  # a text has fewer; fragments multiply
         self.check_cost(measures, None)
-
-    def price(self, parent: Composite, name: str) -> Price:
-        key = (parent.name, name)
-        found = self._prices.get(key)
-        if found is None:
-            found = self._priced(parent, name)
-            if len(self._prices) < 10_000:  # names come from clients
-                self._prices[key] = found
-        return found
-
-    def _priced(self, parent: Composite, name: str) -> Price:
-        if name in INTROSPECTION and parent is self.schema.query_type:
-            defined = self.schema.get_field(parent, name)
-            kind = get_named_type(defined.type) if defined else None
-            return Price(INTROSPECTION_WEIGHT, (), 1, _composite(kind), False, False)
-        defined = None if isinstance(parent, GraphQLUnionType) else parent.fields.get(name)
-        if defined is None:
-            return Price(0, (), 1, None, False, False)
-        kind = _composite(get_named_type(defined.type))
-        is_page = kind is not None and _is_connection(kind)
-        is_row = (name in {"nodes", "edges"} and _is_connection(parent)) or (
-            name == "node" and parent.name.endswith("Edge")
-        )
-        weight, multipliers = _declared(defined)
-        if weight is None:
-            weight = (
-                MUTATION_WEIGHT if parent is self.schema.mutation_type else int(kind is not None)
-            )
-        if multipliers is None:
-            known = ("first", "last") if is_page else ("ids",)
-            multipliers = tuple(argument for argument in known if argument in defined.args)
-        pages = not {"first", "last"}.isdisjoint(multipliers)
-        default_rows = max(
-            (_rows(defined.args[m].default_value) for m in multipliers if m in defined.args),
-            default=0,
-        )
-        return Price(
-            0 if is_row else weight,
-            multipliers,
-            default_rows or (DEFAULT_PAGE if pages else 1),
-            kind,
-            is_page,
-            is_row,
-        )
 
 
 class _Walk:
@@ -266,6 +284,7 @@ class _Walk:
             fields=min(found.fields, LARGEST),
             aliases=min(found.aliases, LARGEST),
             directives=min(found.directives + directives, LARGEST),
+            uses=found.uses,
             cost=_sum([*found.once, *found.each]),
         )
 
@@ -276,6 +295,7 @@ class _Walk:
         for selection in node.selections if node else ():
             tally.add(self._selection(selection, parent, level))
             tally.directives += len(selection.directives or ())
+        tally.nesting += 1
         return tally.sealed()
 
     def _selection(self, node: SelectionNode, parent: Composite | None, level: int) -> Tally:
@@ -285,7 +305,7 @@ class _Walk:
             return self._fragment(node.name.value, level)
         assert isinstance(node, InlineFragmentNode)
         condition = node.type_condition
-        kind = _composite(self.guard.schema.get_type(condition.name.value)) if condition else parent
+        kind = composite(self.guard.schema.get_type(condition.name.value)) if condition else parent
         return self._set(node.selection_set, kind, level + 1)
 
     def _fragment(self, name: str, level: int) -> Tally:
@@ -295,23 +315,39 @@ class _Walk:
             if definition is None:
                 return Tally()  # validation names it
             self.measured[name] = Tally()  # a cycle ends here; validation names it
-            kind = _composite(self.guard.schema.get_type(definition.type_condition.name.value))
+            kind = composite(self.guard.schema.get_type(definition.type_condition.name.value))
             found = self._set(definition.selection_set, kind, level + 1)
             found.directives += len(definition.directives or ())
             self.measured[name] = found
+        elif level + found.nesting > NESTING:  # measured where there was more room
+            raise _too_complex("depth", level + found.nesting, self.guard.settings.max_depth)
         return found
 
     def _field(self, node: FieldNode, parent: Composite | None, level: int) -> Tally:
         name = node.name.value
-        price = self.guard.price(parent, name) if parent else None
+        price = self.guard.prices.of(parent, name) if parent else None
+        arguments, uses = _arguments(node) if node.arguments else ([], 0)
+        if node.selection_set is None and price is not None and not price.multipliers:
+            cost = [*arguments, Cost(price.weight)] if price.weight else arguments
+            return Tally(
+                depth=1,
+                introspection=int(name in INTROSPECTION),
+                width=1,
+                fields=1,
+                aliases=int(bool(node.alias)),
+                uses=uses,
+                once=cost,
+            )
         below = self._set(node.selection_set, price.type if price else None, level + 1)
         tally = Tally(
+            nesting=below.nesting,
             depth=below.depth + 1,
             introspection=below.introspection,
             width=1,
             fields=below.fields + 1,
             aliases=below.aliases + bool(node.alias),
             directives=below.directives,
+            uses=below.uses + uses,
         )
         if name in INTROSPECTION:
             tally.depth, tally.introspection = 1, below.depth + 1
@@ -319,67 +355,17 @@ class _Walk:
             return tally
         own = [Cost(price.weight)] if price.weight else []
         if not price.multipliers:
-            cost = _sum([*own, *below.once, *below.each])
+            cost = [*arguments, *own, *below.once, *below.each]
         else:
-            rows = self._rows(node, price)
+            rows = price.rows(node)
             per_row = below.each if price.is_page else below.once + below.each
             once = below.once if price.is_page else []
-            cost = _sum([_times(rows, _sum([*own, *per_row])), *once])
+            cost = [*arguments, _times(rows, _sum([*own, *per_row])), *once]
         if price.is_row:
-            tally.each = [cost]
+            tally.each = [_sum(cost)]
         else:
-            tally.once = [cost]
+            tally.once = [_sum(cost)]
         return tally
-
-    def _rows(self, node: FieldNode, price: Price) -> Rows:
-        fixed, variables = 0, []
-        for argument in node.arguments or ():
-            if argument.name.value in price.multipliers:
-                if isinstance(argument.value, VariableNode):
-                    variables.append(argument.value.name.value)
-                else:
-                    fixed = max(fixed, _literal(argument.value))
-        return Rows(fixed, tuple(variables), price.default_rows)
-
-
-def _literal(node: ValueNode) -> int:
-    """As `_rows`, of what stands in the text. One value where a list may stand is a list of one."""
-    if isinstance(node, IntValueNode):
-        digits = node.value
-        return MAX_PAGE if len(digits) > 9 else _rows(int(digits))
-    if isinstance(node, ListValueNode):
-        return len(node.values)
-    return 0 if isinstance(node, NullValueNode) else 1
-
-
-def _rows(value: object) -> int:
-    """How long a list is; a page size, which the resolver refuses above MAX_PAGE; 0: not given."""
-    if isinstance(value, list):
-        return len(value)
-    return min(max(value, 0), MAX_PAGE) if isinstance(value, int) else 0
-
-
-def _composite(kind: GraphQLNamedType | None) -> Composite | None:
-    return kind if is_composite_type(kind) else None
-
-
-def _is_connection(kind: Composite) -> bool:
-    return (
-        not isinstance(kind, GraphQLUnionType)
-        and kind.name.endswith("Connection")
-        and "pageInfo" in kind.fields
-    )
-
-
-def _declared(defined: GraphQLField) -> tuple[int | None, tuple[str, ...] | None]:
-    """`weight` and `multipliers` of the field's `@cost`; None where it says nothing."""
-    declared = defined.extensions.get("strawberry-definition")
-    for directive in getattr(declared, "directives", ()):
-        definition = getattr(type(directive), "__strawberry_directive__", None)
-        if definition is not None and definition.python_name == "Cost":
-            multipliers = directive.multipliers  # None or UNSET where it names none
-            return directive.weight, tuple(multipliers) if multipliers else None
-    return None, None
 
 
 def _hold(measure: str, value: int, limit: int) -> None:
@@ -388,11 +374,14 @@ def _hold(measure: str, value: int, limit: int) -> None:
 
 
 NAMES: Final = {
+    "operations": "number of operations in it",
+    "variableUses": "number of places with variables, with all fragments spread,",
     "introspectionDepth": "depth of introspection",
     "rootFields": "number of root fields",
     "fields": "number of fields with all fragments spread",
     "aliases": "number of aliases",
     "directives": "number of directives",
+    "inputValues": "number of input values, counted wherever they are used,",
 }
 
 

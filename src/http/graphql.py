@@ -10,6 +10,7 @@ from urllib.parse import unquote_to_bytes
 import orjson
 import strawberry
 from graphql import OperationType
+from graphql.execution.values import VariableValues
 from starlette.datastructures import URL, QueryParams
 from starlette.requests import Request
 from starlette.responses import Response
@@ -28,6 +29,7 @@ from modelharbor.errors import (
     Unavailable,
     UnsupportedMediaType,
 )
+from modelharbor.execution.answered import actual_cost
 from modelharbor.execution.documents import Document, DocumentStore, InvalidDocument, Operation
 from modelharbor.execution.execute import Answer, run
 from modelharbor.execution.failures import expected, problem, unexpected
@@ -109,14 +111,15 @@ class GraphQLEndpoint:
             raise BadRequest("Subscriptions do not run over plain HTTP.")
         if operation.kind is OperationType.MUTATION and request.method == "GET":
             raise MethodNotAllowed("Mutations take POST.")
+        values = operation.coerce(parameters.variables)
         try:
-            requested = self.documents.check_cost(operation, parameters.variables)
+            requested = self.documents.check_cost(operation, values)
         except OperationTooComplex as error:
             raise InvalidDocument((problem(error),)) from None  # with these variables
         with operation_scope(operation.kind.value, operation.name):
             async with self.place() as deadline:
                 answer, cost = await self.execute(
-                    request, document, operation, parameters, requested, deadline
+                    request, document, operation, parameters, values, requested, deadline
                 )
             return self.encode(request, answer, cost, media)
 
@@ -153,6 +156,7 @@ class GraphQLEndpoint:
         document: Document,
         operation: Operation,
         parameters: Parameters,
+        values: VariableValues | None,
         requested: int,
         deadline: float,
     ) -> tuple[Answer, dict[str, Any] | None]:
@@ -164,13 +168,14 @@ class GraphQLEndpoint:
             context = Context(
                 database=state["database"],
                 cache=state["cache"],
+                lanes=state["lanes"],
                 viewer=await authenticate(state["database"], request.headers.get("authorization")),
                 links=DownloadLinks(state["secret_key"], self.base_url(request)),
                 settings=self.settings,
                 request_id=request_id_of(request.scope),
             )
             answer = await run(
-                self.schema, document, operation, parameters.variables, context, deadline
+                self.schema, document, operation, parameters.variables, context, deadline, values
             )
         finally:
             counted.reset(token)
@@ -178,6 +183,13 @@ class GraphQLEndpoint:
         if self.settings.debug or request.headers.get(COST_HEADER) == "1":
             cost = {
                 "requested": requested,
+                "actual": actual_cost(
+                    self.documents.guard.prices,
+                    document.node,
+                    operation.node,
+                    parameters.variables,
+                    answer.data,
+                ),
                 "dbCommands": len(count.names),
                 "dbMs": round(count.micros / 1000, 3),
                 "loaderBatches": context.count.batches,

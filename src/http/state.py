@@ -4,6 +4,7 @@ from typing import TypedDict
 
 from modelharbor.cache.client import Cache
 from modelharbor.db.connection import Database
+from modelharbor.loaders.lanes import Lanes
 from modelharbor.resolvers.downloads import DownloadCounter
 from modelharbor.settings import Settings
 from modelharbor.storage.blobs import BlobStore
@@ -13,6 +14,7 @@ class State(TypedDict):
     settings: Settings
     database: Database
     cache: Cache
+    lanes: Lanes | None
     storage: BlobStore
     downloads: DownloadCounter
     secret_key: bytes

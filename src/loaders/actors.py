@@ -6,7 +6,7 @@ from modelharbor.db.actors import ActorDocument, MembershipDocument
 from modelharbor.db.base import Row
 from modelharbor.db.tokens import TokenDocument
 
-from .base import Loader
+from .base import Loader, Sharing
 from .pages import PageLoader, Total
 from .rows import RowByIdLoader
 
@@ -16,6 +16,7 @@ class ActorByIdLoader(RowByIdLoader):
 
     collection, document = "actors", ActorDocument
     always = frozenset({"_id", "kind"})
+    sharing = Sharing.EVERYBODY
 
     async def batch_load(self, keys: list[ObjectId]) -> list[Row | None]:
         found = await super().batch_load(keys)

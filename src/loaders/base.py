@@ -2,9 +2,10 @@
 
 import contextvars
 from asyncio import CancelledError
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Generic, TypeVar, cast
+from enum import Enum
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, Self, TypeVar, cast
 
 from aiodataloader import DataLoader, dispatch_queue
 from aiodataloader import Loader as Queued
@@ -16,10 +17,21 @@ from modelharbor.db.base import BaseDocument, Row
 from modelharbor.db.connection import Database
 from modelharbor.errors import Unavailable
 
+if TYPE_CHECKING:
+    from .lanes import Lanes
+
 K = TypeVar("K", bound=Hashable)
 R = TypeVar("R")
 A = TypeVar("A", bound=Hashable)
 ROOT = "root"  # the key of a field of Query: aiodataloader refuses None
+
+
+class Sharing(Enum):
+    """With whom a batch of a loader may be read together: see lanes.py."""
+
+    NEVER = "never"  # it depends on who asks in other ways
+    EQUAL_RIGHTS = "equal rights"  # it depends on `viewer.principals` alone
+    EVERYBODY = "everybody"  # it does not look at who asks
 
 
 @dataclass(slots=True)
@@ -36,6 +48,8 @@ class Reads:
     cache: Cache
     viewer: Viewer
     links: DownloadLinks
+    lanes: "Lanes | None" = None
+    """Of the process; None: each read goes alone."""
     count: LoadCount = field(default_factory=LoadCount)
     _loaders: dict[Hashable, Any] = field(default_factory=dict)
 
@@ -51,6 +65,16 @@ class Reads:
         self._loaders.clear()
 
 
+def projection(names: Iterable[str]) -> dict[str, int] | None:
+    """For MongoDB, which takes no name beside a part of it; None for whole rows."""
+    wanted = set(names)
+    return {
+        name: 1
+        for name in wanted
+        if not any(name[:at] in wanted for at, letter in enumerate(name) if letter == ".")
+    } or None
+
+
 class Loader(DataLoader[K, R], Generic[K, R, A]):
     """One batch read for one value of the field's arguments.
 
@@ -60,11 +84,25 @@ class Loader(DataLoader[K, R], Generic[K, R, A]):
 
     document: ClassVar[type[BaseDocument] | None] = None
     """Whose rows it answers: a guard test holds the names that fields read against it."""
+    sharing: ClassVar[Sharing] = Sharing.NEVER
 
     def __init__(self, reads: Reads, arguments: A, fields: frozenset[str] = frozenset()) -> None:
         super().__init__(cast("Any", self._dispatched))
         self.reads, self.arguments, self.fields = reads, arguments, fields
+        self.recorded: Mapping[K, R | Exception] = {}
         self._origin = contextvars.copy_context()
+
+    @classmethod
+    def of_batch(cls, reads: Reads, arguments: A, fields: frozenset[str]) -> Self:
+        """For one call of `batch_load`: without the queue and the cache of a DataLoader."""
+        made = cls.__new__(cls)
+        made.reads, made.arguments, made.fields = reads, arguments, fields
+        return made
+
+    @property
+    def most_keys(self) -> int:
+        """How many keys of several operations go into one batch."""
+        return 1000
 
     async def batch_load(self, keys: list[K]) -> Sequence[R | Exception]:
         """One answer for each key, in their order; an exception fails its own key only."""
@@ -82,25 +120,34 @@ class Loader(DataLoader[K, R], Generic[K, R, A]):
             self.loop.call_soon(dispatch_queue, self, context=self._origin)
         self._queue.append(Queued(key, future))
 
+    def names(self, *always: str) -> Iterable[str]:
+        """The stored names to read of rows; none: whole rows."""
+        return self.fields.union(always) if self.fields else ()
+
     async def find(self, collection: str, query: Row, names: Iterable[str] = ()) -> list[Row]:
         """Rows in one command: a batch holds them all, so no `getMore` follows (below 16 MB)."""
         return await (
             self.reads.database.data[collection]
-            .find(query, dict.fromkeys(names, 1) or None)
+            .find(query, projection(names))
             .batch_size(10_000)
             .max_time_ms(self.reads.database.query_timeout_ms)
             .to_list()
         )
 
     async def _dispatched(self, keys: list[K]) -> list[R | Exception]:
+        missing = [key for key in keys if key not in self.recorded] if self.recorded else keys
+        found = dict(zip(missing, await self._read(missing), strict=True)) if missing else {}
+        answers = [found[key] if key in found else self.recorded[key] for key in keys]
+        for key, value in zip(keys, answers, strict=True):
+            if isinstance(value, Exception):
+                self.clear(key)  # a failure is answered, not remembered
+        return answers
+
+    async def _read(self, keys: list[K]) -> list[R | Exception]:
         self.reads.count.batches += 1
         self.reads.count.keys += len(keys)
         try:
-            found = list(await self.batch_load(keys))
+            return list(await self.batch_load(keys))
         except CancelledError:
             # Left to itself the dispatch would die and leave every other waiter hanging.
             raise Unavailable("The read was cancelled.") from None
-        for key, value in zip(keys, found, strict=True):
-            if isinstance(value, Exception):
-                self.clear(key)  # a failure is answered, not remembered
-        return found

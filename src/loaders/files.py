@@ -6,7 +6,7 @@ from modelharbor.db.base import Row
 from modelharbor.db.files import FileDocument
 from modelharbor.db.tokens import Permission
 
-from .base import ROOT, Loader
+from .base import ROOT, Loader, Sharing
 from .models import HoldersByContentsLoader
 from .pages import PageLoader, Total
 from .rows import RowByIdLoader
@@ -16,20 +16,24 @@ class FileByIdLoader(RowByIdLoader):
     """Files of versions that were reached."""
 
     collection, document = "files", FileDocument
+    sharing = Sharing.EVERYBODY
 
 
 class FilesByVersionLoader(PageLoader[ObjectId]):
     collection, parent, document = "files", "version_id", FileDocument
     counter = ("versions", "file_count")
+    sharing = Sharing.EVERYBODY
 
 
 class FileByPathLoader(Loader[ObjectId, Row | None, str]):
     """The file of each version at one path."""
 
     document = FileDocument
+    sharing = Sharing.EVERYBODY
 
     async def batch_load(self, keys: list[ObjectId]) -> list[Row | None]:
-        rows = await self.find("files", {"version_id": {"$in": keys}, "path": self.arguments})
+        query = {"version_id": {"$in": keys}, "path": self.arguments}
+        rows = await self.find("files", query, self.names("version_id"))
         by_version = {row["version_id"]: row for row in rows}
         return [by_version.get(key) for key in keys]
 

@@ -15,7 +15,7 @@ from modelharbor.db.keyset import Filter, Sorted
 from modelharbor.db.models import CardDocument, ModelDocument
 from modelharbor.db.versions import VersionStatus
 
-from .base import Loader, Reads
+from .base import Loader, Reads, Sharing
 from .pages import PageLoader, Total
 from .rows import RowByIdLoader
 from .search import text_search
@@ -27,6 +27,7 @@ WITH_CONTENTS: Final = "file_sha256"
 
 class ModelByIdLoader(RowByIdLoader):
     collection, document = "models", ModelDocument
+    sharing = Sharing.EQUAL_RIGHTS
 
     def base(self) -> Row:
         return self.reads.viewer.visible
@@ -37,24 +38,37 @@ class ModelName:
     owner: str
     name: str
 
+    @property
+    def folded(self) -> "ModelName":
+        """As it is compared: in lower case."""
+        return ModelName(self.owner.lower(), self.name.lower())
 
-class ModelByNameLoader(Loader[str, Row | None, ModelName | ObjectId | None]):
-    """One model, by owner and name in any case, or by its id."""
+
+class ModelByNameLoader(Loader[ModelName | ObjectId, Row | None, None]):
+    """Models, each by owner and name in any case, or by its id."""
 
     document = ModelDocument
+    sharing = Sharing.EQUAL_RIGHTS
 
-    async def batch_load(self, keys: list[str]) -> list[Row | None]:
-        if not isinstance(self.arguments, ModelName):
-            if self.arguments is None:
-                return [None for _ in keys]
-            row = await self.reads.loader(ModelByIdLoader, None).load(self.arguments)
-            return [row for _ in keys]
-        wanted = {
-            "owner_login_lower": self.arguments.owner.lower(),
-            "name_lower": self.arguments.name.lower(),
-        }
-        rows = await self.find("models", {**wanted, **self.reads.viewer.visible})
-        return [rows[0] if rows else None for _ in keys]
+    @property
+    def most_keys(self) -> int:
+        return 50  # MongoDB plans each of them anew
+
+    async def batch_load(self, keys: list[ModelName | ObjectId]) -> list[Row | None]:
+        found: dict[ModelName | ObjectId, Row] = {}
+        # Rights stand in each part, for MongoDB plans the parts of a bare `$or` one by one.
+        wanted = [{**_named(key), **self.reads.viewer.visible} for key in keys]
+        query = wanted[0] if len(wanted) == 1 else {"$or": wanted}
+        for row in await self.find("models", query, self.names("owner_login_lower", "name_lower")):
+            found[row["_id"]] = row
+            found[ModelName(row["owner_login_lower"], row["name_lower"])] = row
+        return [found.get(key.folded if isinstance(key, ModelName) else key) for key in keys]
+
+
+def _named(key: ModelName | ObjectId) -> Row:
+    if isinstance(key, ModelName):
+        return {"owner_login_lower": key.owner.lower(), "name_lower": key.name.lower()}
+    return {"_id": key}
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,6 +132,7 @@ class ModelPageLoader(PageLoader[str]):
     """Models that the viewer may see; with `search` by words, which all must occur."""
 
     collection, document = "models", ModelDocument
+    sharing = Sharing.EQUAL_RIGHTS
 
     def base(self) -> Row:
         return self.reads.viewer.visible
@@ -155,6 +170,8 @@ class ModelPageLoader(PageLoader[str]):
 class EstimateLoader(Loader[Total, int, None]):
     """Counts that may be as old as the cache keeps them."""
 
+    sharing = Sharing.EVERYBODY  # who may see what is part of the query
+
     async def batch_load(self, keys: list[Total]) -> list[int]:
         return await asyncio.gather(*[self.estimate(total) for total in keys])
 
@@ -179,6 +196,8 @@ class FacetsWanted:
 
 class FacetsLoader(Loader[Total, list[Row], FacetsWanted]):
     """The most frequent values of fields, among all models of a list."""
+
+    sharing = Sharing.EVERYBODY  # who may see what is part of the query
 
     async def batch_load(self, keys: list[Total]) -> list[list[Row]]:
         return await asyncio.gather(*[self.facets(total) for total in keys])
@@ -220,10 +239,13 @@ class CardByModelLoader(RowByIdLoader):
     """Cards, of models that were reached: a card has its model's id."""
 
     collection, document = "cards", CardDocument
+    sharing = Sharing.EVERYBODY
 
 
 class AliasesByVersionLoader(Loader[tuple[ObjectId, ObjectId], list[Row], None]):
     """The aliases of one version; the key is (model id, version id)."""
+
+    sharing = Sharing.EVERYBODY
 
     async def batch_load(self, keys: list[tuple[ObjectId, ObjectId]]) -> list[list[Row]]:
         models = list({model_id for model_id, _ in keys})

@@ -3,15 +3,16 @@
 import asyncio
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar, Final, TypeVar
 
 from modelharbor.db.base import Row
 from modelharbor.db.conditions import all_of
 from modelharbor.db.keyset import Filter, Window
 
-from .base import ROOT, Loader
+from .base import ROOT, Loader, Sharing, projection
 
 K = TypeVar("K", bound=Hashable)
+MOST_ROWS: Final = 10_000  # of pages that several operations read together
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +34,8 @@ class Total:
 
 class TotalLoader(Loader[Total, int, None]):
     """How many rows lists have: one command for those that differ in their parent only."""
+
+    sharing = Sharing.EVERYBODY  # who may see what is part of the query
 
     async def batch_load(self, keys: list[Total]) -> list[int]:
         groups: dict[Hashable, list[Total]] = {}
@@ -103,6 +106,10 @@ class PageLoader(Loader[K, Row | None, Window]):
     counter: ClassVar[tuple[str, str] | None] = None
     """(collection, path) where the parent keeps the number of its rows; used without a filter."""
     always: ClassVar[frozenset[str]] = frozenset({"_id"})
+
+    @property
+    def most_keys(self) -> int:
+        return max(1, MOST_ROWS // (self.arguments.limit + 1))
 
     def base(self) -> Row:
         """The filter that always holds: who may see what."""
@@ -175,7 +182,7 @@ class PageLoader(Loader[K, Row | None, Window]):
     def projection(self) -> dict[str, int] | None:
         if not self.fields:
             return None
-        return dict.fromkeys(self.fields | self.always | {self.arguments.order.path}, 1)
+        return projection(self.fields | self.always | {self.arguments.order.path})
 
     def page(self, key: Hashable, found: list[Row]) -> Row:
         window = self.arguments

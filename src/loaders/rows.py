@@ -21,7 +21,7 @@ class RowByIdLoader(Loader[ObjectId, Row | None, None]):
 
     async def batch_load(self, keys: list[ObjectId]) -> list[Row | None]:
         wanted = keys[0] if len(keys) == 1 else {"$in": keys}
-        names = self.fields | self.always if self.fields else ()
-        rows = await self.find(self.collection, {"_id": wanted, **self.base()}, names)
+        query = {"_id": wanted, **self.base()}
+        rows = await self.find(self.collection, query, self.names(*self.always))
         by_id = {row["_id"]: row for row in rows}
         return [by_id.get(key) for key in keys]

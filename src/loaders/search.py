@@ -13,7 +13,7 @@ from modelharbor.db.keyset import Filter, Order, Sorted, Window
 from modelharbor.db.models import ModelState
 from modelharbor.errors import BadUserInput
 
-from .base import Loader
+from .base import Loader, Sharing, projection
 from .pages import Total
 
 RELEVANCE: Final = Order("score", Sorted.SCORE)
@@ -47,6 +47,8 @@ class SearchWanted:
 
 class SearchLoader(Loader[str, Row, SearchWanted]):
     """A page over several collections, best first: each gives its own page, merged by score."""
+
+    sharing = Sharing.EQUAL_RIGHTS
 
     async def batch_load(self, keys: list[str]) -> list[Row]:
         window = self.arguments.window
@@ -87,14 +89,17 @@ class SearchLoader(Loader[str, Row, SearchWanted]):
     async def one(self, collection: str, query: Row) -> list[Row]:
         window = self.arguments.window
         typename = {"$literal": "Model"} if collection == "models" else "$kind"
+        pipeline: list[Row] = [
+            {"$match": query},
+            {"$set": {"score": {"$meta": "textScore"}, "__typename": typename}},
+            {"$match": window.between({})},
+            {"$sort": window.sort},
+            {"$limit": window.limit + 1},
+        ]
+        if names := self.names("_id", "score", "__typename"):
+            pipeline.append({"$project": projection(names)})
         cursor = await self.reads.database.data[collection].aggregate(
-            [
-                {"$match": query},
-                {"$set": {"score": {"$meta": "textScore"}, "__typename": typename}},
-                {"$match": window.between({})},
-                {"$sort": window.sort},
-                {"$limit": window.limit + 1},
-            ],
+            pipeline,
             maxTimeMS=self.reads.database.query_timeout_ms,
             batchSize=window.limit + 2,
         )
@@ -139,6 +144,8 @@ class Prefix:
 
 class SuggestLoader(Loader[str, list[str], Prefix]):
     """References and logins that begin with a text, in any case."""
+
+    sharing = Sharing.EQUAL_RIGHTS
 
     async def batch_load(self, keys: list[str]) -> list[list[str]]:
         owner, slash, name = self.arguments.text.lower().rpartition("/")

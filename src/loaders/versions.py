@@ -8,7 +8,7 @@ from bson import ObjectId
 from modelharbor.db.base import Row
 from modelharbor.db.versions import VersionDocument, VersionStatus
 
-from .base import Loader
+from .base import Loader, Sharing
 from .models import ModelByNameLoader, ModelName
 from .pages import PageLoader
 from .rows import RowByIdLoader
@@ -20,6 +20,7 @@ class VersionByIdLoader(RowByIdLoader):
     """Versions of models that were reached."""
 
     collection, document = "versions", VersionDocument
+    sharing = Sharing.EVERYBODY
 
     def base(self) -> Row:
         return LISTED
@@ -28,6 +29,7 @@ class VersionByIdLoader(RowByIdLoader):
 class VersionsByModelLoader(PageLoader[ObjectId]):
     collection, parent, document = "versions", "model_id", VersionDocument
     counter = ("models", "stats.versions")
+    sharing = Sharing.EVERYBODY
 
     def base(self) -> Row:
         return LISTED
@@ -43,6 +45,7 @@ class VersionWanted:
 
 class VersionByModelLoader(Loader[ObjectId, Row | None, VersionWanted]):
     document = VersionDocument
+    sharing = Sharing.EVERYBODY
 
     async def batch_load(self, keys: list[ObjectId]) -> list[Row | None]:
         if self.arguments.number is not None:
@@ -52,7 +55,8 @@ class VersionByModelLoader(Loader[ObjectId, Row | None, VersionWanted]):
                 "models", {"_id": {"$in": keys}}, ["aliases", "latest_version_id"]
             )
             query = {"_id": {"$in": [self.pointed(model) for model in models]}, **LISTED}
-        by_model = {row["model_id"]: row for row in await self.find("versions", query)}
+        rows = await self.find("versions", query, self.names("model_id"))
+        by_model = {row["model_id"]: row for row in rows}
         return [by_model.get(key) for key in keys]
 
     def pointed(self, model: Row) -> ObjectId | None:
@@ -76,7 +80,7 @@ class VersionByReferenceLoader(Loader[str, Row | None, ReferenceWanted]):
     document = VersionDocument
 
     async def batch_load(self, keys: list[str]) -> list[Row | None]:
-        model = await self.reads.loader(ModelByNameLoader, self.arguments.model).load(keys[0])
+        model = await self.reads.loader(ModelByNameLoader, None).load(self.arguments.model)
         if model is None:
             return [None for _ in keys]
         wanted = self.reads.loader(VersionByModelLoader, self.arguments.version)

@@ -23,6 +23,12 @@ class CommandCount:
     micros: int = 0
     cache_hits: int = 0
 
+    def add(self, other: "CommandCount") -> None:
+        """What was done for several operations together counts for each of them."""
+        self.names += other.names
+        self.micros += other.micros
+        self.cache_hits += other.cache_hits
+
     def note(self, event: CommandStartedEvent) -> None:
         self.names.append(f"{event.command_name} {event.command.get(event.command_name)}")
 

@@ -2,17 +2,14 @@
 
 import binascii
 from base64 import b64decode
-from typing import Any
+from typing import Any, ClassVar
 
 import strawberry
 from bson import ObjectId
-from graphql import GraphQLResolveInfo
 from strawberry.relay.utils import to_base64
 
-from modelharbor.context import Context
-from modelharbor.db.base import Row
 from modelharbor.errors import ErrorCode, Refused
-from modelharbor.execution.declaration import computed
+from modelharbor.execution.declaration import computed, is_row_of
 from modelharbor.loaders.nodes import Reference
 
 from .scalars import URL
@@ -48,11 +45,7 @@ def object_id(value: str, typename: str, *path: str) -> ObjectId:
 class Node:
     id: strawberry.ID = computed(global_id, description="Global id, opaque.")
 
-    @classmethod
-    def is_type_of(cls, value: Any, info: GraphQLResolveInfo[Context]) -> bool:
-        """Rows are dicts: those of an abstract type carry their name."""
-        row: Row = value
-        return bool(row.get("__typename", cls.__name__) == cls.__name__)
+    is_type_of: ClassVar[Any] = classmethod(is_row_of)
 
 
 @strawberry.interface(description="Whoever can own models: a person or an organization.")

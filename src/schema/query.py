@@ -178,7 +178,7 @@ class Query:
     viewer: User | None = loaded(ViewerLoader, description="Who you are; null without a token.")
     model: Model | None = loaded(
         ModelByNameLoader,
-        arguments=model_wanted,
+        by=model_wanted,
         description="One model, by owner and name or by id.",
     )
     models: ModelConnection = loaded(

@@ -6,7 +6,8 @@ import pytest
 from graphql import DocumentNode, parse
 
 from modelharbor.errors import BadRequest, PayloadTooLarge
-from modelharbor.execution.documents import DocumentStore, InvalidDocument, Kept
+from modelharbor.execution.documents import DocumentStore, InvalidDocument
+from modelharbor.execution.kept import Kept
 from modelharbor.settings import Settings
 from tests.http.serving import schema
 

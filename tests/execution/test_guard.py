@@ -22,7 +22,8 @@ def measured(query: str, settings: Settings = SETTINGS) -> Measures:
 
 def cost(query: str, **variables: Any) -> int:
     store = DocumentStore(CORE, SETTINGS)
-    return store.check_cost(store.get(query).operation(None), variables)
+    operation = store.get(query).operation(None)
+    return store.check_cost(operation, operation.coerce(variables))
 
 
 @pytest.mark.parametrize(
@@ -111,7 +112,8 @@ def test_the_declared_directive_is_read_from_our_own_schema() -> None:
     store = DocumentStore(core, SETTINGS)
 
     def of(query: str) -> int:
-        return store.check_cost(store.get(query).operation(None), {})
+        operation = store.get(query).operation(None)
+        return store.check_cost(operation, operation.coerce({}))
 
     assert of("{models(first:50){nodes{name}}}") == 50
     assert of("{models(first:50){totalCount nodes{name}}}") == 50 + 5

@@ -396,6 +396,7 @@ async def test_cost_is_told_when_asked_for(server: Server, settings: Settings) -
     assert cost.pop("dbMs") > 0
     assert cost == {
         "requested": 3,
+        "actual": 0,
         "dbCommands": 1,
         "loaderBatches": 0,
         "cacheHits": 0,

@@ -1,0 +1,122 @@
+"""One run of a plan: its reads, and what they found, for graphql-core to make an answer of where the
+plan cannot."""
+
+import asyncio
+from collections.abc import Coroutine, Hashable, Mapping
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from graphql.execution.values import VariableValues
+
+from modelharbor.context import Context
+from modelharbor.loaders.base import ROOT, Loader
+
+from .failures import expected
+from .plan import Step
+
+T = TypeVar("T")
+Recorded = dict[tuple[type[Loader[Any, Any, Any]], Hashable], dict[Any, Any]]
+
+
+class Run:
+    """What the function of a plan is called with."""
+
+    __slots__ = ("_found", "_steps", "_tasks", "context", "given", "values", "viewer")
+
+    def __init__(
+        self,
+        steps: Mapping[int, Step],
+        context: Context,
+        values: VariableValues,
+        given: Mapping[str, Any],
+    ) -> None:
+        self._steps, self.context, self.viewer = steps, context, context.viewer
+        self.values, self.given = values, given
+        self._found: list[tuple[Step, Hashable, dict[Any, Any]]] = []
+        self._tasks: list[asyncio.Task[Any]] = []
+
+    async def read(self, number: int, keys: list[Any]) -> dict[Any, Any]:
+        """What was found, or the exception, by key. Nothing where the arguments are refused."""
+        if not keys:
+            return {}
+        step = self._steps[number]
+        arguments = None
+        if step.binder is not None:
+            try:
+                arguments = step.binder(self.values, self.given)
+            except Exception:
+                return {}
+        return await self._batch(step, arguments, keys)
+
+    async def read_by_arguments(self, number: int) -> dict[Any, Any]:
+        """The same where the arguments make the one key; the answer stands at ROOT."""
+        step = self._steps[number]
+        assert step.binder is not None
+        try:
+            key = step.binder(self.values, self.given)
+        except Exception:
+            return {}
+        if key is None:
+            return {ROOT: None}
+        found = await self._batch(step, None, [key])
+        return {ROOT: found[key]}
+
+    def begin(self, read: Coroutine[Any, Any, T]) -> "asyncio.Task[T]":
+        task = asyncio.get_running_loop().create_task(read)
+        self._tasks.append(task)
+        return task
+
+    def end(self) -> None:
+        """Whatever still runs is not wanted any more."""
+        for task in self._tasks:
+            task.cancel()
+
+    async def _batch(self, step: Step, arguments: Hashable, keys: list[Any]) -> dict[Any, Any]:
+        count = self.context.count
+        count.batches += 1
+        count.keys += len(keys)
+        loader = step.loader.of_batch(self.context, arguments, step.reads)
+        try:
+            if self.context.lanes is None:
+                values = await loader.batch_load(keys)
+            else:
+                values = await self.context.lanes.load(loader, keys)
+            found = dict(zip(keys, values, strict=True))
+        except Exception as error:
+            if expected(error) is None:
+                raise  # the plan's own mistake, perhaps: graphql-core reads it anew
+            found = dict.fromkeys(keys, error)
+        self._found.append((step, arguments, found))
+        return found
+
+    def replayed(self) -> Context:
+        """A context for graphql-core, whose loaders know what was found."""
+        recorded: Recorded = {}
+        names: dict[Any, frozenset[str]] = {}
+        for step, arguments, found in self._found:
+            identity = (step.loader, arguments)
+            if names.setdefault(identity, step.reads) == step.reads:
+                recorded.setdefault(identity, {}).update(found)
+            else:  # rows with different names in them: they are read anew, whole
+                recorded[identity] = {}
+        values = {name: getattr(self.context, name) for name in _SHARED}
+        return _Replayed(**values, live=self.context, recorded=recorded)
+
+
+_SHARED = ("database", "cache", "viewer", "links", "lanes", "count", "settings", "request_id")
+
+
+@dataclass(kw_only=True)
+class _Replayed(Context):
+    """Fields get loaders that know what was found; what those read by others themselves is read anew,
+    for the rows found hold no more names than the plan's fields read."""
+
+    live: Context
+    recorded: Recorded
+
+    def loader(self, loader: Any, arguments: Any) -> Any:
+        found = self._loaders.get((loader, arguments))
+        if found is None:
+            found = self._loaders[loader, arguments] = loader(self.live, arguments)
+            found.recorded = self.recorded.get((loader, arguments), {})
+        return found
