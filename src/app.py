@@ -3,6 +3,7 @@
 import gc
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
+from typing import Any
 
 import strawberry
 from starlette.applications import Starlette
@@ -10,6 +11,7 @@ from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 from starlette.routing import Route
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from modelharbor.auth.links import secret_key
 from modelharbor.auth.tokens import finish_notes
@@ -63,14 +65,16 @@ def create_app(
                 secret_key=secret_key(settings),
             )
 
-    app = Starlette(
+    graphql = GraphQLEndpoint(schema or served_schema, settings, graphiql_page)
+    app = Harbor(
+        graphql,
+        _middleware(settings),
         routes=[
-            Route("/graphql", GraphQLEndpoint(schema or served_schema, settings, graphiql_page)),
+            Route("/graphql", graphql),
             *health_routes(),
             *download_routes(settings),
             *console_routes(settings),
         ],
-        middleware=_middleware(settings),
         exception_handlers={HTTPException: http_error, HarborError: harbor_error},
         lifespan=lifespan,
     )
@@ -78,9 +82,28 @@ def create_app(
     return app
 
 
+class Harbor(Starlette):
+    """Starlette, with a short way to `/graphql`: the same middleware, and no search for the route."""
+
+    def __init__(self, graphql: ASGIApp, middleware: list[Middleware], **options: Any) -> None:
+        super().__init__(middleware=middleware, **options)
+        self.graphql = graphql
+        for each in reversed(middleware):
+            self.graphql = each.cls(self.graphql, *each.args, **each.kwargs)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and scope["path"] == "/graphql":
+            scope["app"] = self
+            await self.graphql(scope, receive, send)
+        else:
+            await super().__call__(scope, receive, send)
+
+
 def _middleware(settings: Settings) -> list[Middleware]:
     """From the outside inwards."""
-    found = [Middleware(RequestMiddleware), Middleware(HostMiddleware, settings.allowed_hosts)]
+    found = [Middleware(RequestMiddleware)]
+    if "*" not in settings.allowed_hosts:
+        found.append(Middleware(HostMiddleware, settings.allowed_hosts))
     if settings.allowed_origins:
         found.append(
             Middleware(

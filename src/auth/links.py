@@ -4,6 +4,7 @@ import hmac
 import os
 import secrets
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from hashlib import sha256
@@ -37,14 +38,15 @@ class DownloadLinks:
     """Makes and checks the links of one server address."""
 
     key: bytes
-    base_url: str  # without a slash at its end
+    base_url: str | Callable[[], str]  # without a slash at its end; made when a link is
 
     def link(self, file_id: ObjectId, path: str, expires_in: int) -> str:
         """A link to a file's contents, good for `expires_in` seconds. Equal within a minute, so that it can be cached."""
         now = int(time.time())
         expires = now - now % 60 + 60 + expires_in
         name = quote(Path(path).name, safe="")
-        return f"{self.base_url}/files/{file_id}/{name}?expires={expires}&signature={self._sign(file_id, expires)}"
+        base_url = self.base_url if isinstance(self.base_url, str) else self.base_url()
+        return f"{base_url}/files/{file_id}/{name}?expires={expires}&signature={self._sign(file_id, expires)}"
 
     def is_good(self, file_id: ObjectId, expires: str, signature: str) -> bool:
         if not expires.isascii() or not expires.isdigit() or len(expires) > 12:

@@ -91,7 +91,8 @@ def _credentials(authorization: str) -> str:
 
 async def _read(database: Database, token_id: ObjectId) -> Row | None:
     """The token with its `user` and `memberships`, in one command."""
-    cursor = await database.data["tokens"].aggregate(
+    rows = await database.aggregate(
+        "tokens",
         [
             {"$match": {"_id": token_id}},
             {
@@ -111,9 +112,8 @@ async def _read(database: Database, token_id: ObjectId) -> Row | None:
                 }
             },
         ],
-        maxTimeMS=database.query_timeout_ms,
     )
-    return next(iter(await cursor.to_list()), None)
+    return next(iter(rows), None)
 
 
 async def _note_use(database: Database, token_id: ObjectId) -> None:

@@ -1,9 +1,9 @@
 """The connection to MongoDB: pool, timeouts, read and write concern."""
 
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
-from typing import Final, TypeVar
+from dataclasses import dataclass, field
+from typing import Any, Final, TypeVar
 
 from beanie.odm.utils.init import Initializer
 from bson.codec_options import CodecOptions
@@ -19,6 +19,7 @@ from modelharbor.settings import Settings
 
 from .base import Row
 from .documents import DOCUMENTS
+from .reading import ONE_BATCH, Reading
 
 T = TypeVar("T")
 BUSY: Final = "The database is busy with other changes; try again."
@@ -26,11 +27,46 @@ BUSY: Final = "The database is busy with other changes; try again."
 
 @dataclass(frozen=True, slots=True)
 class Database:
-    """Raw reads through `data[collection]`; writes through Beanie documents within `transaction`."""
+    """Reads through `find`, `aggregate` and `count`, within a session through `data[collection]`;
+    writes through Beanie documents within `transaction`."""
 
     client: AsyncMongoClient[Row]
     data: AsyncDatabase[Row]
     query_timeout_ms: int
+    _reading: Reading = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "_reading", Reading(self.data, self.query_timeout_ms))
+
+    def find(
+        self,
+        collection: str,
+        query: Row,
+        *,
+        projection: Row | None = None,
+        sort: dict[str, int] | None = None,
+        limit: int = 0,
+        batch_size: int = ONE_BATCH,
+    ) -> Coroutine[Any, Any, list[Row]]:
+        """Raw rows, bounded in time; one command as long as a batch (and 16 MB) holds them all."""
+        return self._reading.find(
+            collection,
+            query,
+            projection=projection,
+            sort=sort,
+            limit=limit,
+            batch_size=batch_size,
+        )
+
+    def aggregate(
+        self, collection: str | None, pipeline: list[Row], *, batch_size: int = ONE_BATCH
+    ) -> Coroutine[Any, Any, list[Row]]:
+        """Rows of a pipeline that writes nothing; without a collection it begins with `$documents`."""
+        return self._reading.aggregate(collection, pipeline, batch_size=batch_size)
+
+    def count(self, collection: str, query: Row) -> Coroutine[Any, Any, int]:
+        """How many rows match, exactly."""
+        return self._reading.count(collection, query)
 
     async def transaction(
         self, work: Callable[[AsyncClientSession], Awaitable[T]], seconds: float = 8.0

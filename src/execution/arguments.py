@@ -1,12 +1,13 @@
 """From the arguments of a field, as they stand in a document, to the frozen value that its loader takes."""
 
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Hashable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
 import orjson
 import strawberry
 from graphql import (
+    ArgumentNode,
     FieldNode,
     GraphQLField,
     Undefined,
@@ -43,9 +44,9 @@ class Binder:
     ) -> None:
         self.schema, self.definition, self.own, self.node = schema, definition, own, node
         self.function, self.frozen = function, frozen
-        self.names = _variables(node)
+        self.names = _variables(node.arguments or ())
         self._constant: Hashable | None = None
-        self._direct = self._directly()
+        self._direct = self._directly() if self.names else None
 
     def __call__(self, values: VariableValues, given: Mapping[str, Any]) -> Hashable:
         """Raises what graphql-core would tell of the field."""
@@ -67,54 +68,55 @@ class Binder:
 
     def bind(self, values: VariableValues) -> Hashable:
         taken = get_argument_values(self.definition, self.node, values)
-        converter = self.schema.schema_converter
-        return self.function(
-            **convert_arguments(
-                taken,
-                self.own.arguments,
-                scalar_registry=converter.scalar_registry,
-                config=self.schema.config,
-            )
+        return self.function(**self.converted(taken))
+
+    def converted(self, taken: dict[str, Any]) -> dict[str, Any]:
+        """Arguments as the schema names them to such as Python does, by Strawberry."""
+        return convert_arguments(
+            taken,
+            self.own.arguments,
+            scalar_registry=self.schema.schema_converter.scalar_registry,
+            config=self.schema.config,
         )
 
     def _directly(self) -> "Direct | None":
-        """Where every argument is a variable of a scalar type; None where there is more to it."""
-        names = {
-            self.schema.config.name_converter.from_argument(argument): argument.python_name
-            for argument in self.own.arguments
-        }
-        if any(
-            each.default is not None or each.default_value is not Undefined
-            for each in self.definition.args.values()
-        ):
-            return None
-        found: list[tuple[str, str, bool]] = []
+        """Where every argument that has variables is one, of a scalar type; None where there is more
+        to it."""
+        converter = self.schema.config.name_converter
+        names = {converter.from_argument(each): each.python_name for each in self.own.arguments}
+        variables: list[tuple[str, str, bool]] = []
+        constant = dict(self.definition.args)
         for argument in self.node.arguments or ():
-            kind = self.definition.args[argument.name.value].type
-            plain = get_nullable_type(kind)
+            if not _variables([argument]):
+                continue
+            defined = constant.pop(argument.name.value)
+            plain = get_nullable_type(defined.type)
+            has_default = defined.default is not None or defined.default_value is not Undefined
             if (
                 not isinstance(argument.value, VariableNode)
                 or not is_leaf_type(plain)
                 or is_enum_type(plain)
+                or has_default
             ):
                 return None
             name = names[argument.name.value]
-            found.append((name, argument.value.name.value, is_non_null_type(kind)))
-        return Direct(tuple(found))
+            variables.append((name, argument.value.name.value, is_non_null_type(defined.type)))
+        taken = get_argument_values(GraphQLField(self.definition.type, constant), self.node)
+        return Direct(tuple(variables), self.converted(taken))
 
 
 @dataclass(frozen=True, slots=True)
 class Direct:
-    """Arguments that are the coerced values of variables as they are."""
+    """Arguments that stand in the text, and such as are the coerced values of variables."""
 
-    names: tuple[
-        tuple[str, str, bool], ...
-    ]  # of the parameter, of the variable; whether it must be
+    variables: tuple[tuple[str, str, bool], ...]
+    """Of the parameter, of the variable; whether it must be there."""
+    constants: dict[str, Any]
 
     def taken(self, coerced: dict[str, Any]) -> dict[str, Any] | None:
         """By parameter; None where one that must be is missing."""
-        found = {}
-        for name, variable, is_required in self.names:
+        found = dict(self.constants)
+        for name, variable, is_required in self.variables:
             if variable in coerced:
                 found[name] = coerced[variable]
             if is_required and found.get(name) is None:
@@ -122,13 +124,13 @@ class Direct:
         return found
 
 
-def _variables(node: FieldNode) -> tuple[str, ...]:
+def _variables(arguments: Iterable[ArgumentNode]) -> tuple[str, ...]:
     found: dict[str, None] = {}
 
     class Variables(Visitor):
         def enter_variable(self, node: Any, *_: Any) -> None:
             found[node.name.value] = None
 
-    for argument in node.arguments or ():
+    for argument in arguments:
         visit(argument, Variables())
     return tuple(found)

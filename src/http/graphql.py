@@ -1,10 +1,10 @@
 """GraphQL over HTTP (https://graphql.github.io/graphql-over-http/draft/): requests in, answers out."""
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Final, TypeAlias
+from functools import lru_cache, partial, wraps
+from typing import Any, Final, ParamSpec, TypeAlias, TypeVar
 from urllib.parse import unquote_to_bytes
 
 import orjson
@@ -12,12 +12,13 @@ import strawberry
 from graphql import OperationType
 from graphql.execution.values import VariableValues
 from starlette.datastructures import URL, QueryParams
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from modelharbor.auth.links import DownloadLinks
 from modelharbor.auth.tokens import authenticate
+from modelharbor.auth.viewer import ANONYMOUS
 from modelharbor.context import Context
 from modelharbor.errors import (
     BadRequest,
@@ -52,7 +53,7 @@ RESPONSE_JSON: Final = "application/graphql-response+json; charset=utf-8"
 Page: TypeAlias = Callable[[Request[State]], Awaitable[Response]]
 """Answers browsers that come without an operation."""
 NESTING = 128  # of variables and extensions: far above any input type, far below Python's stack
-COST_HEADER = "x-modelharbor-cost"
+COST_HEADER = b"x-modelharbor-cost"
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +67,53 @@ class Parameters:
     document_id: object
 
 
+@dataclass(frozen=True, slots=True)
+class Encoded:
+    """An answer, ready to be sent."""
+
+    status: int
+    media: bytes
+    body: bytes
+
+
+class Incoming:
+    """A request as ASGI hands it over; Starlette's, where more than headers and body is wanted."""
+
+    __slots__ = ("_headers", "method", "receive", "scope", "state")
+
+    def __init__(self, scope: Scope, receive: Receive) -> None:
+        self.scope, self.receive = scope, receive
+        self.method: str = scope["method"]
+        self.state: State = scope["state"]
+        self._headers: dict[bytes, bytes] = dict(reversed(scope["headers"]))
+
+    def header(self, name: bytes) -> str | None:
+        """Of several the first; `name` in lower case."""
+        found = self._headers.get(name)
+        return None if found is None else found.decode("latin-1")
+
+    @property
+    def whole(self) -> Request[State]:
+        return Request(self.scope, self.receive)
+
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+def short_texts(function: Callable[P, T]) -> Callable[P, T]:
+    """Remembers a few answers for short arguments: clients send the same headers again and again."""
+    remembered = lru_cache(maxsize=64)(function)
+
+    @wraps(function)
+    def called(*args: P.args, **kwargs: P.kwargs) -> T:
+        if all(len(str(value)) <= 128 for value in args):
+            return remembered(*args, **kwargs)  # type: ignore[arg-type]  # all of them texts
+        return function(*args, **kwargs)
+
+    return called
+
+
 class GraphQLEndpoint:
     """The ASGI application at `/graphql`."""
 
@@ -77,19 +125,30 @@ class GraphQLEndpoint:
         self.places = asyncio.Semaphore(settings.max_running_operations)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        request: Request[State] = Request(scope, receive)
-        response = await self.respond(request)
-        response.headers.add_vary_header("Accept")
-        await response(scope, receive, send)
+        request = Incoming(scope, receive)
+        answer = await self.respond(request)
+        if isinstance(answer, Response):
+            answer.headers.add_vary_header("Accept")
+            await answer(scope, receive, send)
+            return
+        # What almost every answer is, without Starlette's Response: its headers are always the same.
+        headers = [
+            (b"content-type", answer.media),
+            (b"content-length", b"%d" % len(answer.body)),
+            (b"cache-control", b"private, no-store"),
+            (b"vary", b"Accept"),
+        ]
+        await send({"type": "http.response.start", "status": answer.status, "headers": headers})
+        await send({"type": "http.response.body", "body": answer.body})
 
-    async def respond(self, request: Request[State]) -> Response:
-        media = JSON
+    async def respond(self, request: "Incoming") -> "Response | Encoded":
+        media, method = JSON, request.method
         try:
-            if request.method not in {"GET", "POST"}:
+            if method not in {"GET", "POST"}:
                 raise MethodNotAllowed("GraphQL takes GET and POST.")
-            if request.method == "GET" and _wants_page(request):
-                return await self.page(request)
-            media = negotiate(request.headers.get("accept"))
+            if method == "GET" and _wants_page(request.whole):
+                return await self.page(request.whole)
+            media = negotiate(request.header(b"accept"))
             return await self.answer(request, media)
         except InvalidDocument as error:
             content = {"errors": with_request_id(request.scope, list(error.problems))}
@@ -98,10 +157,10 @@ class GraphQLEndpoint:
             failure = expected(error)
             if failure is None:
                 raise  # the middleware masks and reports it
-            allow = {"allow": _allowed(request)} if failure.status == 405 else {}
+            allow = {"allow": _allowed(method)} if failure.status == 405 else {}
             return error_response(request.scope, failure, allow, media)
 
-    async def answer(self, request: Request[State], media: str) -> Response:
+    async def answer(self, request: "Incoming", media: str) -> "Encoded":
         parameters = await self.parameters(request)
         self.check_values(parameters.variables)
         document = await self.document(request, parameters)
@@ -117,29 +176,31 @@ class GraphQLEndpoint:
         except OperationTooComplex as error:
             raise InvalidDocument((problem(error),)) from None  # with these variables
         with operation_scope(operation.kind.value, operation.name):
-            async with self.place() as deadline:
+            deadline = await self.take_place()
+            try:
                 answer, cost = await self.execute(
                     request, document, operation, parameters, values, requested, deadline
                 )
+            finally:
+                self.places.release()
             return self.encode(request, answer, cost, media)
 
-    @asynccontextmanager
-    async def place(self) -> AsyncIterator[float]:
+    async def take_place(self) -> float:
         """A place among the running operations, first come, first served; answers when the operation's
         time is over. Unavailable when that is before there is a place.
 
         All at once, operations share the process until each takes longer than it may.
         """
         deadline = asyncio.get_running_loop().time() + self.settings.operation_timeout_seconds
+        if not self.places.locked():
+            await self.places.acquire()  # at once
+            return deadline
         try:
             async with asyncio.timeout_at(deadline):
                 await self.places.acquire()
         except TimeoutError:
             raise Unavailable("The server has too much to do; try again.") from None
-        try:
-            yield deadline
-        finally:
-            self.places.release()
+        return deadline
 
     def check_values(self, variables: Mapping[str, Any]) -> None:
         """Coercion takes some 20 µs for each value, and lets no other request have a turn."""
@@ -152,7 +213,7 @@ class GraphQLEndpoint:
 
     async def execute(
         self,
-        request: Request[State],
+        request: "Incoming",
         document: Document,
         operation: Operation,
         parameters: Parameters,
@@ -162,6 +223,7 @@ class GraphQLEndpoint:
     ) -> tuple[Answer, dict[str, Any] | None]:
         """The answer, and what it cost where that is to be told."""
         state = request.state
+        authorization = request.header(b"authorization")
         count = CommandCount()
         token = counted.set(count)
         try:
@@ -169,8 +231,10 @@ class GraphQLEndpoint:
                 database=state["database"],
                 cache=state["cache"],
                 lanes=state["lanes"],
-                viewer=await authenticate(state["database"], request.headers.get("authorization")),
-                links=DownloadLinks(state["secret_key"], self.base_url(request)),
+                viewer=ANONYMOUS
+                if authorization is None
+                else await authenticate(state["database"], authorization),
+                links=DownloadLinks(state["secret_key"], partial(self.base_url, request)),
                 settings=self.settings,
                 request_id=request_id_of(request.scope),
             )
@@ -180,7 +244,7 @@ class GraphQLEndpoint:
         finally:
             counted.reset(token)
         cost = None
-        if self.settings.debug or request.headers.get(COST_HEADER) == "1":
+        if self.settings.debug or request.header(COST_HEADER) == "1":
             cost = {
                 "requested": requested,
                 "actual": actual_cost(
@@ -198,8 +262,8 @@ class GraphQLEndpoint:
         return answer, cost
 
     def encode(
-        self, request: Request[State], answer: Answer, cost: dict[str, Any] | None, media: str
-    ) -> Response:
+        self, request: "Incoming", answer: Answer, cost: dict[str, Any] | None, media: str
+    ) -> "Encoded":
         content: dict[str, Any] = {}
         if answer.errors:
             content["errors"] = with_request_id(request.scope, answer.errors)
@@ -209,25 +273,25 @@ class GraphQLEndpoint:
         if cost is not None:
             content["extensions"] = {"cost": cost}
         try:
-            response = json_response(content, status, None, media)
+            body = orjson.dumps(content)
         except TypeError as error:  # a value that JSON does not have came out of a JSON scalar
             made = unexpected(error, "encoding")
         else:
-            size, limit = len(response.body), self.settings.max_answer_bytes
+            size, limit = len(body), self.settings.max_answer_bytes
             if size <= limit or answer.is_refused:
-                return response
+                return Encoded(status, media.encode(), body)
             message = f"The answer has {size} bytes; the limit is {limit}: ask for less at once."
             made = problem(OperationTooComplex(message, measure="answer", value=size, limit=limit))
         content |= {"errors": with_request_id(request.scope, [made]), "data": None}
-        return json_response(content, 200, None, media)
+        return Encoded(200, media.encode(), orjson.dumps(content))
 
-    def base_url(self, request: Request[State]) -> str:
+    def base_url(self, request: "Incoming") -> str:
         found = self.settings.public_url or URL(scope=request.scope).replace(
             path="", query="", fragment=""
         )
         return str(found).rstrip("/")
 
-    async def document(self, request: Request[State], parameters: Parameters) -> Document:
+    async def document(self, request: "Incoming", parameters: Parameters) -> Document:
         named = named_hash(parameters.document_id, parameters.extensions)
         cache = request.state["cache"]
         if parameters.query is not None:
@@ -241,35 +305,43 @@ class GraphQLEndpoint:
             raise BadRequest("The request has no `query`.")
         return await find(self.documents, cache, named)
 
-    async def parameters(self, request: Request[State]) -> Parameters:
+    async def parameters(self, request: "Incoming") -> Parameters:
         if request.method == "GET":
             _check_encoding(request.scope["query_string"])
-            return _checked(from_query_string(request.query_params))
-        _check_content_type(request)
+            return _checked(from_query_string(request.whole.query_params))
+        _check_content(request.header(b"content-type"), request.header(b"content-encoding"))
         body = await self.body(request)
         found = _json(body, "The body")
         if not isinstance(found, dict):
             raise BadRequest("The body takes one JSON object; batches are not taken.")
         return _checked(found)
 
-    async def body(self, request: Request[State]) -> bytes:
+    async def body(self, request: "Incoming") -> bytes:
         """Read no further than the limit, whatever the headers say, and no longer than its time."""
         limit = self.settings.max_body_bytes
         too_large = PayloadTooLarge(f"The body is larger than {limit} bytes.")
-        length = request.headers.get("content-length", "")
+        length = request.header(b"content-length") or ""
         if length.isdecimal() and int(length[:20]) > limit:
             raise too_large
         body = bytearray()
         seconds = self.settings.body_timeout_seconds
         try:
             async with asyncio.timeout(seconds):
-                async for chunk in request.stream():
-                    body += chunk
-                    if len(body) > limit:
+                while True:
+                    message = await request.receive()
+                    if message["type"] == "http.disconnect":
+                        raise ClientDisconnect
+                    chunk, more = message.get("body", b""), message.get("more_body", False)
+                    if len(body) + len(chunk) > limit:
                         raise too_large
+                    if not more and not body:
+                        whole: bytes = chunk
+                        return whole
+                    body += chunk
+                    if not more:
+                        return bytes(body)
         except TimeoutError:
             raise RequestTimeout(f"The body did not arrive within {seconds:g} s.") from None
-        return bytes(body)
 
 
 def _check_encoding(query_string: bytes) -> None:
@@ -345,19 +417,21 @@ def _checked(found: Mapping[str, Any]) -> Parameters:
     )
 
 
-def _check_content_type(request: Request[State]) -> None:
+@short_texts
+def _check_content(media_type: str | None, encoding: str | None) -> None:
     """JSON only: what a foreign page can send without being asked first (text, forms) is not taken."""
-    media, *options = request.headers.get("content-type", "").split(";")
+    media, *options = (media_type or "").split(";")
     if media.strip().lower() != "application/json":
         raise UnsupportedMediaType("The body takes `Content-Type: application/json`.")
     for option in options:
         name, _, value = option.partition("=")
         if name.strip().lower() == "charset" and value.strip(' "').lower() not in {"utf-8", "utf8"}:
             raise UnsupportedMediaType("JSON is in UTF-8.")
-    if request.headers.get("content-encoding", "identity").strip().lower() not in {"", "identity"}:
+    if (encoding or "identity").strip().lower() not in {"", "identity"}:
         raise UnsupportedMediaType("The body may not be compressed.")
 
 
+@short_texts
 def negotiate(accept: str | None) -> str:
     """The media type of the answer: the one that is liked most, the first among equals. NotAcceptable."""
     best, best_quality = None, 0.0
@@ -405,5 +479,5 @@ def _request_error_status(media: str) -> int:
     return 400 if media == RESPONSE_JSON else 200
 
 
-def _allowed(request: Request[State]) -> str:
-    return "POST" if request.method == "GET" else "GET, POST"
+def _allowed(method: str) -> str:
+    return "POST" if method == "GET" else "GET, POST"

@@ -2,13 +2,14 @@
 
 import asyncio
 import logging
+import random
 import re
 import secrets
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from http import HTTPStatus
 
-from starlette.datastructures import Headers, MutableHeaders
+from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
@@ -28,13 +29,27 @@ from .answers import (
 )
 
 log = logging.getLogger(__name__)
+_numbers = random.Random(
+    secrets.randbits(256)
+)  # an id is unique, not secret; no call of the system
 SANE = re.compile(r"[A-Za-z0-9._-]{1,128}", re.ASCII)
 PIECE_BYTES = 64 * 1024
-SAFE_HEADERS = {
-    "x-content-type-options": "nosniff",
-    "x-frame-options": "DENY",
-    "referrer-policy": "no-referrer",
-}
+SAFE_HEADERS = (
+    (b"x-content-type-options", b"nosniff"),
+    (b"x-frame-options", b"DENY"),
+    (b"referrer-policy", b"no-referrer"),
+)
+
+
+def _request_id(headers: Iterable[tuple[bytes, bytes]]) -> str:
+    """The client's, where it is a sane one, else a new one."""
+    for name, value in headers:
+        if name == b"x-request-id":
+            given = value.decode("latin-1")
+            if SANE.fullmatch(given):
+                return given
+            break
+    return f"{_numbers.getrandbits(128):032x}"
 
 
 class RequestMiddleware:
@@ -47,8 +62,7 @@ class RequestMiddleware:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        given = Headers(scope=scope).get("x-request-id", "")
-        current = given if SANE.fullmatch(given) else secrets.token_hex(16)
+        current = _request_id(scope["headers"])
         scope[REQUEST_ID], scope[OPERATION] = current, None
         token = request_id.set(current)
         start, status = time.perf_counter(), 0
@@ -57,10 +71,11 @@ class RequestMiddleware:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                headers = MutableHeaders(scope=message)
-                headers["x-request-id"] = current
-                for name, value in SAFE_HEADERS.items():
-                    headers.setdefault(name, value)
+                headers = list(message["headers"])
+                there = {name for name, _ in headers}
+                headers.append((b"x-request-id", current.encode()))
+                headers += [header for header in SAFE_HEADERS if header[0] not in there]
+                message["headers"] = headers
             await send(message)
 
         try:
@@ -141,8 +156,18 @@ class CompressionMiddleware:
         )
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        is_file = scope["type"] == "http" and scope["path"].startswith("/files/")
-        await (self.app if is_file else self.compressing)(scope, receive, send)
+        if scope["type"] != "http" or scope["path"].startswith("/files/"):
+            await self.app(scope, receive, send)
+        elif any(name == b"accept-encoding" for name, _ in scope["headers"]):
+            await self.compressing(scope, receive, send)
+        else:
+
+            async def send_varying(message: Message) -> None:
+                if message["type"] == "http.response.start":
+                    message["headers"] = [*message["headers"], (b"vary", b"Accept-Encoding")]
+                await send(message)
+
+            await self.app(scope, receive, send_varying)
 
 
 class _InPieces:

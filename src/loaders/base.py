@@ -125,14 +125,8 @@ class Loader(DataLoader[K, R], Generic[K, R, A]):
         return self.fields.union(always) if self.fields else ()
 
     async def find(self, collection: str, query: Row, names: Iterable[str] = ()) -> list[Row]:
-        """Rows in one command: a batch holds them all, so no `getMore` follows (below 16 MB)."""
-        return await (
-            self.reads.database.data[collection]
-            .find(query, projection(names))
-            .batch_size(10_000)
-            .max_time_ms(self.reads.database.query_timeout_ms)
-            .to_list()
-        )
+        """Rows in one command."""
+        return await self.reads.database.find(collection, query, projection=projection(names))
 
     async def _dispatched(self, keys: list[K]) -> list[R | Exception]:
         missing = [key for key in keys if key not in self.recorded] if self.recorded else keys

@@ -104,13 +104,11 @@ class HoldersByContentsLoader(Loader[str, Holders, None]):
     async def counted(self, query: Row) -> "Counter[tuple[str, ObjectId]]":
         """How many files match, by hash and model."""
         together = {"sha256": "$sha256", "model_id": "$model_id"}
-        cursor = await self.reads.database.data["files"].aggregate(
-            [{"$match": query}, {"$group": {"_id": together, "count": {"$sum": 1}}}],
-            maxTimeMS=self.reads.database.query_timeout_ms,
-            batchSize=10_000,
+        rows = await self.reads.database.aggregate(
+            "files", [{"$match": query}, {"$group": {"_id": together, "count": {"$sum": 1}}}]
         )
         return Counter(
-            {(row["_id"]["sha256"], row["_id"]["model_id"]): row["count"] async for row in cursor}
+            {(row["_id"]["sha256"], row["_id"]["model_id"]): row["count"] for row in rows}
         )
 
 
@@ -159,12 +157,9 @@ class ModelPageLoader(PageLoader[str]):
             {"$sort": window.sort},
             {"$limit": window.limit + 1},
         ]
-        cursor = await self.reads.database.data["models"].aggregate(
-            [*pipeline, {"$project": self.projection}] if self.projection else pipeline,
-            maxTimeMS=self.reads.database.query_timeout_ms,
-            batchSize=window.limit + 2,
-        )
-        return await cursor.to_list()
+        if self.projection:
+            pipeline.append({"$project": self.projection})
+        return await self.reads.database.aggregate("models", pipeline)
 
 
 class EstimateLoader(Loader[Total, int, None]):
@@ -181,9 +176,7 @@ class EstimateLoader(Loader[Total, int, None]):
         cached = await self.reads.cache.get(key)
         if cached is not None:
             return int(cached)
-        count = await self.reads.database.data["models"].count_documents(
-            query.data, maxTimeMS=self.reads.database.query_timeout_ms
-        )
+        count = await self.reads.database.count("models", query.data)
         await self.reads.cache.put(key, str(count).encode(), CACHE_SECONDS)
         return count
 
@@ -219,7 +212,8 @@ class FacetsLoader(Loader[Total, list[Row], FacetsWanted]):
         return {"field": name, "buckets": buckets}
 
     async def buckets(self, query: Row, path: str) -> list[Row]:
-        cursor = await self.reads.database.data["models"].aggregate(
+        rows = await self.reads.database.aggregate(
+            "models",
             [
                 {"$match": query},
                 {"$project": {"_id": 0, "value": f"${path}"}},
@@ -229,10 +223,8 @@ class FacetsLoader(Loader[Total, list[Row], FacetsWanted]):
                 {"$sort": {"count": -1, "_id": 1}},
                 {"$limit": self.arguments.limit},
             ],
-            maxTimeMS=self.reads.database.query_timeout_ms,
-            batchSize=self.arguments.limit + 1,
         )
-        return [{"value": row["_id"], "count": row["count"]} async for row in cursor]
+        return [{"value": row["_id"], "count": row["count"]} for row in rows]
 
 
 class CardByModelLoader(RowByIdLoader):

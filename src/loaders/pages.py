@@ -66,10 +66,7 @@ class TotalLoader(Loader[Total, int, None]):
         if total.known is not None:
             return total.known
         query = total.query.data if total.query else {}
-        return await self.reads.database.data[total.collection].count_documents(
-            query,
-            maxTimeMS=self.reads.database.query_timeout_ms,
-        )
+        return await self.reads.database.count(total.collection, query)
 
     async def counters(self, totals: Sequence[Total]) -> dict[Hashable, int]:
         path = str(totals[0].counter)
@@ -87,12 +84,11 @@ class TotalLoader(Loader[Total, int, None]):
         first = totals[0]
         parents = {str(first.parent): {"$in": [total.key for total in totals]}}
         match = all_of([parents, first.query.data if first.query else {}])
-        cursor = await self.reads.database.data[first.collection].aggregate(
+        rows = await self.reads.database.aggregate(
+            first.collection,
             [{"$match": match}, {"$group": {"_id": f"${first.parent}", "count": {"$sum": 1}}}],
-            maxTimeMS=self.reads.database.query_timeout_ms,
-            batchSize=len(totals) + 1,
         )
-        return {row["_id"]: row["count"] async for row in cursor}
+        return {row["_id"]: row["count"] for row in rows}
 
 
 class PageLoader(Loader[K, Row | None, Window]):
@@ -139,14 +135,12 @@ class PageLoader(Loader[K, Row | None, Window]):
     async def one(self, query: Row) -> list[Row]:
         """The rows of one list."""
         window = self.arguments
-        return await (
-            self.reads.database.data[self.collection]
-            .find(all_of([self.once, window.between(query)]), self.projection)
-            .sort(window.sort)
-            .limit(window.limit + 1)
-            .batch_size(window.limit + 2)
-            .max_time_ms(self.reads.database.query_timeout_ms)
-            .to_list()
+        return await self.reads.database.find(
+            self.collection,
+            all_of([self.once, window.between(query)]),
+            projection=self.projection,
+            sort=window.sort,
+            limit=window.limit + 1,
         )
 
     async def many(self, keys: list[K], base: Row) -> dict[K, list[Row]]:
@@ -160,7 +154,8 @@ class PageLoader(Loader[K, Row | None, Window]):
         ]
         if self.projection:
             pipeline.append({"$project": self.projection})
-        cursor = await self.reads.database.data.aggregate(
+        found = await self.reads.database.aggregate(
+            None,
             [
                 {"$documents": [{"key": key} for key in keys]},
                 {
@@ -173,10 +168,8 @@ class PageLoader(Loader[K, Row | None, Window]):
                     }
                 },
             ],
-            batchSize=len(keys) + 1,
-            maxTimeMS=self.reads.database.query_timeout_ms,
         )
-        return {row["key"]: row["rows"] async for row in cursor}
+        return {row["key"]: row["rows"] for row in found}
 
     @property
     def projection(self) -> dict[str, int] | None:

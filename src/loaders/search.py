@@ -98,12 +98,7 @@ class SearchLoader(Loader[str, Row, SearchWanted]):
         ]
         if names := self.names("_id", "score", "__typename"):
             pipeline.append({"$project": projection(names)})
-        cursor = await self.reads.database.data[collection].aggregate(
-            pipeline,
-            maxTimeMS=self.reads.database.query_timeout_ms,
-            batchSize=window.limit + 2,
-        )
-        return await cursor.to_list()
+        return await self.reads.database.aggregate(collection, pipeline)
 
 
 HIGHLIGHTED: Final = ("name", "login", "display_name", "summary", "tags")
@@ -168,11 +163,10 @@ class SuggestLoader(Loader[str, list[str], Prefix]):
         return [texts[: self.arguments.limit] for _ in keys]
 
     async def first(self, collection: str, query: Row, order: str) -> list[Row]:
-        return await (
-            self.reads.database.data[collection]
-            .find(query, {"login": 1, "owner_login": 1, "name": 1})
-            .sort(order, 1)
-            .limit(self.arguments.limit)
-            .max_time_ms(self.reads.database.query_timeout_ms)
-            .to_list()
+        return await self.reads.database.find(
+            collection,
+            query,
+            projection={"login": 1, "owner_login": 1, "name": 1},
+            sort={order: 1},
+            limit=self.arguments.limit,
         )

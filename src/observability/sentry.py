@@ -1,7 +1,7 @@
 """Unexpected errors go to Sentry, when a DSN is set; each with the operation and the request that it ended."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import sentry_sdk
 from sentry_sdk.integrations.logging import LoggingIntegration
@@ -32,12 +32,13 @@ def init_sentry(settings: Settings, transport: type[Transport] | None = None) ->
     )
 
 
-@contextmanager
-def operation_scope(kind: str, name: str | None) -> Iterator[None]:
+def operation_scope(kind: str, name: str | None) -> AbstractContextManager[None]:
     """What happens within belongs to this operation: a trace of its own, and its name on its errors."""
-    if not sentry_sdk.get_client().is_active():
-        yield
-        return
+    return _operation_scope(kind, name) if sentry_sdk.get_client().is_active() else nullcontext()
+
+
+@contextmanager
+def _operation_scope(kind: str, name: str | None) -> Iterator[None]:
     with sentry_sdk.isolation_scope() as scope:
         title = f"{kind} {name}" if name else kind
         scope.set_transaction_name(title)

@@ -54,9 +54,10 @@ def _parse_moment(value: Any) -> datetime:
 
 def _show_moment(value: datetime) -> str:
     """In UTC, to the millisecond: what MongoDB keeps."""
-    return (
-        value.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S.") + f"{value.microsecond // 1000:03d}Z"
-    )
+    shown = value.isoformat("T", "milliseconds")
+    if not shown.endswith("+00:00"):
+        shown = value.astimezone(UTC).isoformat("T", "milliseconds")
+    return shown[:-6] + "Z"
 
 
 SCALARS: Final[dict[object, ScalarDefinition]] = {

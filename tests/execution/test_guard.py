@@ -168,6 +168,92 @@ def test_fragments_hide_nothing(measure: str, limit: int, make: Any) -> None:
     assert refused.value.details["value"] == limit + 1
 
 
+@pytest.mark.parametrize(
+    ("query", "variables", "expected"),
+    [
+        ("{hello}", {}, 0),
+        ('{hello(name:"a")}', {}, 1),
+        ("{shadow(shades:[DARK,LIGHT])}", {}, 3),
+        ("{items(first:1){nodes{items(first:2){nodes{name}}}}}", {}, 2),
+        # In each row anew.
+        ("{items(first:9){nodes{items(first:2){nodes{name}}}}}", {}, 1 + 9),
+        ("{items{edges{node{items(last:2,first:null){nodes{name}}}}}}", {}, 20 * 2),
+        ('{byIds(ids:["a","b"]){items(first:2){nodes{name}}}}', {}, 3 + 2),
+        # Wherever a variable is used.
+        ("query($v:[Shade!]!){shadow(shades:$v)}", {"v": ["dark", "light"]}, 3),
+        ("query($v:[Shade!]!){shadow(shades:$v) a:shadow(shades:$v)}", {"v": ["dark"]}, 4),
+        ("query($v:[Shade!]!){...A} fragment A on Query{shadow(shades:$v)}", {"v": []}, 1),
+        ("query($v:ID!){byIds(ids:[$v,$v,$v]){name}}", {"v": "a"}, 4),
+        ("query($v:Int){items(first:9){nodes{items(first:$v){nodes{name}}}}}", {"v": 3}, 10),
+        # Without variables the least.
+        ("query($v:Int){items(first:$v){nodes{items(first:2){nodes{name}}}}}", None, 2),
+    ],
+)
+def test_values_are_counted_as_often_as_they_are_read(
+    query: str, variables: Any, expected: int
+) -> None:
+    assert measured(query).cost.amounts(variables)[1] == expected
+
+
+def test_objects_count_with_all_that_is_in_them() -> None:
+    from modelharbor.schema import core
+
+    query = "query($f:ModelFilter!){models(filter:{or:[$f,{},{task:{eq:%s}}]}){nodes{id}}}"
+    [measures] = Guard(core, SETTINGS).measure(parse(query % '"a"')).values()
+    # {or:[…]}, its list, two objects in it, {eq:…}, "a"; and the variable.
+    assert measures.cost.amounts({"f": {"or": [{}, {"task": {"eq": "b"}}]}})[1] == 6 + 6
+
+
+def test_input_values_at_the_limit_and_one_over_it() -> None:
+    guard = Guard(CORE, SETTINGS.model_copy(update={"max_input_values": 200}))
+    [measures] = guard.measure(
+        parse("query($v:[ID!]!){byIds(ids:$v){name} a:byIds(ids:$v){name}}")
+    ).values()
+    assert guard.check_cost(measures, {"v": ["a"] * 99}) == 2 * 99
+    with pytest.raises(OperationTooComplex) as refused:
+        guard.check_cost(measures, {"v": ["a"] * 100})
+    assert refused.value.details == {"measure": "inputValues", "value": 202, "limit": 200}
+
+
+def test_operations_at_the_limit_and_one_over_it() -> None:
+    store = DocumentStore(CORE, SETTINGS)
+    assert store.get(" ".join(f"query Q{n}{{hello}}" for n in range(50)))
+    with pytest.raises(InvalidDocument) as refused:
+        store.get(" ".join(f"query Q{n}{{hello}}" for n in range(51)))
+    found = refused.value.problems[0]["extensions"]
+    assert (found["measure"], found["value"], found["limit"]) == ("operations", 51, 50)
+
+
+def test_operations_that_share_variables_by_a_fragment_are_bounded_together() -> None:
+    def sharing(uses: int) -> str:
+        operations = " ".join(f"query Q{n}($a:ID!){{...F}}" for n in range(40))
+        return f"{operations} fragment F on Query{{byIds(ids:[{'$a ' * uses}]){{name}}}}"
+
+    store = DocumentStore(CORE, SETTINGS)
+    assert len(store.get(sharing(50)).operations) == 40
+    with pytest.raises(InvalidDocument) as refused:
+        store.get(sharing(51))
+    found = refused.value.problems[0]["extensions"]
+    assert (found["measure"], found["value"], found["limit"]) == ("variableUses", 2040, 2000)
+
+
+def test_fragments_in_fragments_do_not_nest_without_end() -> None:
+    """Each is measured where the one before it was measured already, 130 levels higher."""
+    levels = 130
+
+    def nest(inside: str) -> str:
+        return "...{" * levels + inside + "}" * levels
+
+    operations = "".join(f"query Q{n}{{item{{...F{n}}}}}" for n in range(4))
+    fragments = f"fragment F0 on Item{{{nest('name')}}}" + "".join(
+        f"fragment F{n} on Item{{{nest(f'...F{n - 1}')}}}" for n in range(1, 4)
+    )
+    assert measured("{item{...F0}}" + f"fragment F0 on Item{{{nest('name')}}}").depth == 2
+    with pytest.raises(OperationTooComplex) as refused:
+        Guard(CORE, SETTINGS).measure(parse(operations + fragments))
+    assert refused.value.details["measure"] == "depth"
+
+
 def test_a_message_holds_no_endless_number() -> None:
     doubled = "".join(f"fragment A{n} on Query{{...A{n + 1} ...A{n + 1}}}" for n in range(60))
     with pytest.raises(OperationTooComplex) as refused:
