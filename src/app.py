@@ -22,6 +22,7 @@ from modelharbor.http.console import console_routes, graphiql_page
 from modelharbor.http.downloads import download_routes
 from modelharbor.http.graphql import GraphQLEndpoint
 from modelharbor.http.health import health_routes
+from modelharbor.http.metrics import metrics_routes
 from modelharbor.http.middleware import (
     CompressionMiddleware,
     HostMiddleware,
@@ -32,6 +33,7 @@ from modelharbor.http.middleware import (
 from modelharbor.http.state import State
 from modelharbor.loaders.lanes import Lanes
 from modelharbor.observability.logging import configure_logging
+from modelharbor.observability.metrics import Metrics
 from modelharbor.observability.sentry import init_sentry
 from modelharbor.resolvers.downloads import counting_downloads
 from modelharbor.schema import schema as served_schema
@@ -58,20 +60,22 @@ def create_app(
             yield State(
                 settings=settings,
                 database=database,
-                lanes=Lanes() if settings.coalescing else None,
+                lanes=Lanes(merged=metrics.merged_reads.inc) if settings.coalescing else None,
                 cache=await stack.enter_async_context(connect_cache(settings)),
                 storage=await stack.enter_async_context(open_storage(settings)),
                 downloads=await stack.enter_async_context(counting_downloads(database)),
                 secret_key=secret_key(settings),
             )
 
-    graphql = GraphQLEndpoint(schema or served_schema, settings, graphiql_page)
+    metrics = Metrics()
+    graphql = GraphQLEndpoint(schema or served_schema, settings, graphiql_page, metrics)
     app = Harbor(
         graphql,
         _middleware(settings),
         routes=[
             Route("/graphql", graphql),
             *health_routes(),
+            *metrics_routes(metrics),
             *download_routes(settings),
             *console_routes(settings),
         ],

@@ -2,7 +2,7 @@
 
 import typer
 
-from . import database, doctor, imports, organizations, schema, server, tokens, users
+from . import database, doctor, imports, organizations, plan, schema, server, tokens, users
 from .running import Commands
 
 app = typer.Typer(
@@ -20,6 +20,7 @@ app.add_typer(organizations.organization_commands, name="org")
 app.add_typer(organizations.member_commands, name="member")
 app.add_typer(tokens.commands, name="token")
 app.add_typer(schema.commands, name="schema")
+app.command("plan")(plan.plan)
 app.command("doctor")(doctor.doctor)
 
 

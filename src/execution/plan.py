@@ -208,14 +208,18 @@ class _Writer:
         return name
 
     def object_function(self, kind: Any, fields: Sequence[Selected], name: str) -> str:
-        values = ", ".join(f"{each.response!r}: {self.field(each, kind.name)}" for each in fields)
+        values = [
+            f"            {each.response!r}: {self.field(each, kind.name)}," for each in fields
+        ]
         check = "row.__class__ is not dict"
         if kind.is_type_of is not None:
             check += f" or row.get('__typename', {kind.name!r}) != {kind.name!r}"
         self.functions += [
             f"    def {name}(row):",
             f"        if {check}: raise Unplanned",
-            f"        return {{{values}}}",
+            "        return {",
+            *values,
+            "        }",
         ]
         return name
 

@@ -36,6 +36,7 @@ from modelharbor.execution.execute import Answer, run
 from modelharbor.execution.failures import expected, problem, unexpected
 from modelharbor.execution.persisted import check_hash, find, keep, named_hash
 from modelharbor.observability.commands import CommandCount, counted
+from modelharbor.observability.metrics import Metrics
 from modelharbor.observability.sentry import operation_scope
 from modelharbor.settings import Settings
 
@@ -117,8 +118,11 @@ def short_texts(function: Callable[P, T]) -> Callable[P, T]:
 class GraphQLEndpoint:
     """The ASGI application at `/graphql`."""
 
-    def __init__(self, schema: strawberry.Schema, settings: Settings, page: Page) -> None:
+    def __init__(
+        self, schema: strawberry.Schema, settings: Settings, page: Page, metrics: Metrics
+    ) -> None:
         self.schema = schema
+        self.metrics = metrics
         self.settings = settings
         self.page = page
         self.documents = DocumentStore(schema._schema, settings)
@@ -243,6 +247,7 @@ class GraphQLEndpoint:
             )
         finally:
             counted.reset(token)
+        self.metrics.count_operation(answer.fallback)
         cost = None
         if self.settings.debug or request.header(COST_HEADER) == "1":
             cost = {

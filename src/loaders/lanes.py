@@ -7,7 +7,7 @@ rights; what comes out is shared, and only ever read.
 """
 
 import asyncio
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from contextvars import Context
 from dataclasses import dataclass, field
 from typing import Any, Final
@@ -39,9 +39,11 @@ class _Lane:
 class Lanes:
     """The kinds of reads that are under way in one process."""
 
-    def __init__(self, under_way: int = UNDER_WAY) -> None:
-        self.under_way = under_way
-        self.merged = 0  # reads that went with another one
+    def __init__(
+        self, under_way: int = UNDER_WAY, merged: Callable[[int], None] = lambda reads: None
+    ) -> None:
+        """`merged` is told how many reads went with another one."""
+        self.under_way, self.merged = under_way, merged
         self._lanes: dict[Hashable, _Lane] = {}
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -91,7 +93,8 @@ class Lanes:
 
     async def _read(self, kind: Hashable, lane: _Lane, together: list[_Waiting]) -> None:
         try:
-            self.merged += len(together) - 1
+            if len(together) > 1:
+                self.merged(len(together) - 1)
             await _answer(together)
         finally:
             self._ended(kind, lane)
