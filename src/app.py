@@ -1,6 +1,5 @@
 """The application: routes, middleware, and what it holds open while it runs."""
 
-import gc
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
@@ -32,6 +31,7 @@ from modelharbor.http.middleware import (
 )
 from modelharbor.http.state import State
 from modelharbor.loaders.lanes import Lanes
+from modelharbor.observability.garbage import collecting
 from modelharbor.observability.logging import configure_logging
 from modelharbor.observability.metrics import Metrics
 from modelharbor.observability.sentry import init_sentry
@@ -45,11 +45,11 @@ def create_app(
     settings: Settings | None = None, schema: strawberry.Schema | None = None
 ) -> Starlette:
     """The server. Without settings the process is its own: they come from the environment, and logs and Sentry are set up."""
+    is_own_process = settings is None
     if settings is None:
         settings = Settings()
         configure_logging(settings)
         init_sentry(settings)
-        gc.freeze()  # what is imported stays: a full collection need not walk it (100 ms in a request)
 
     @asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[State]:
@@ -57,6 +57,8 @@ def create_app(
         async with AsyncExitStack() as stack:
             database = await stack.enter_async_context(connect(settings))
             stack.push_async_callback(finish_notes)
+            if is_own_process:
+                await stack.enter_async_context(collecting())
             yield State(
                 settings=settings,
                 database=database,

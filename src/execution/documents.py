@@ -12,9 +12,12 @@ from graphql import (
     DocumentNode,
     GraphQLError,
     GraphQLSchema,
+    Node,
     OperationDefinitionNode,
     OperationType,
     OverlappingFieldsCanBeMergedRule,
+    Token,
+    TokenKind,
     ValidationContext,
     ValuesOfCorrectTypeRule,
     parse,
@@ -231,6 +234,7 @@ class DocumentStore:
                 )
         if not operations:
             return (problem(BadRequest("The document has no operation.")),)
+        _forget_tokens(node)
         return Document(text, key, node, operations)
 
     def _validate(
@@ -255,3 +259,18 @@ class DocumentStore:
                 )
             )
         return syntax_problem(error)
+
+
+def _forget_tokens(document: DocumentNode) -> None:
+    """Of what is kept: places in the text stay, the tokens go. They are more than half of a parsed
+    document, and a chain in both directions, which only a full collection would free."""
+    nothing = Token(TokenKind.SOF, 0, 0, 0, 0)
+    waiting: list[Any] = [document]
+    while waiting:
+        node = waiting.pop()
+        if isinstance(node, Node):
+            if node.loc is not None:
+                node.loc.start_token = node.loc.end_token = nothing
+            waiting += [getattr(node, key) for key in node.keys if key != "loc"]
+        elif isinstance(node, (list, tuple)):
+            waiting += node

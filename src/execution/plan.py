@@ -76,7 +76,18 @@ class _Stage:
 class _Writer:
     def __init__(self, schema: strawberry.Schema, frozen: Frozen) -> None:
         self.schema, self.frozen = schema, frozen
-        self.names: dict[str, Any] = {"Unplanned": Unplanned, "TOP": [{}]}
+        self.names: dict[str, Any] = {
+            "Unplanned": Unplanned,
+            "null": _null,
+            "unplanned": _unplanned,
+            "TOP": [{}],
+        }
+        self.classes = {
+            str(getattr(definition, "name", "")): kind
+            for kind, definition in schema.schema_converter.scalar_registry.items()
+            if isinstance(kind, type) and kind.__module__ == "datetime"
+        }
+        """Scalars that stand for a class of Python's: what they make of its objects is never null."""
         self.steps: dict[int, Step] = {}
         self.stages: list[_Stage] = []
         self.functions: list[str] = []
@@ -209,40 +220,62 @@ class _Writer:
 
     def object_function(self, kind: Any, fields: Sequence[Selected], name: str) -> str:
         values = [
-            f"            {each.response!r}: {self.field(each, kind.name)}," for each in fields
+            f"            {each.response!r}: {self.field(each, kind.name, 'row')},"
+            for each in fields
         ]
-        check = "row.__class__ is not dict"
-        if kind.is_type_of is not None:
-            check += f" or row.get('__typename', {kind.name!r}) != {kind.name!r}"
         self.functions += [
             f"    def {name}(row):",
-            f"        if {check}: raise Unplanned",
+            f"        if not ({self.check(kind, 'row')}): raise Unplanned",
             "        return {",
             *values,
             "        }",
         ]
         return name
 
-    def field(self, each: Selected, kind: str) -> str:
+    def flat(self, each: Selected, value: str) -> str | None:
+        """The expression that makes an object, where only leaves are selected of its one type: for
+        many small ones the call of a function is half of the work. `value` may be a variable's name
+        or an expression; None where a function is needed."""
+        assert each.definition is not None
+        target = get_named_type(each.definition.type)
+        if list(each.below) != [target.name]:
+            return None
+        fields = each.below[target.name]
+        if any(below.below or below.loads for below in fields):
+            return None
+        row = value if value.isidentifier() else f"object{each.number}"
+        first = row if value.isidentifier() else f"({row} := {value})"
+        check = self.check(self.schema._schema.type_map[target.name], row, first)
+        values = [f"{below.response!r}: {self.field(below, target.name, row)}" for below in fields]
+        return f"({{{', '.join(values)}}} if {check} else unplanned({row}))"
+
+    def check(self, kind: Any, row: str, first: str = "") -> str:
+        """That `row` is an object of that type; `first` is how it is named the first time."""
+        check = f"{first or row}.__class__ is dict"
+        if kind.is_type_of is not None:
+            check += f" and {row}.get('__typename', {kind.name!r}) == {kind.name!r}"
+        return check
+
+    def field(self, each: Selected, kind: str, row: str) -> str:
         if each.definition is None:
             return repr(kind)
         nullable = not is_non_null_type(each.definition.type)
-        return self.complete(each, each.definition.type, self.value(each, kind, nullable), 0)
+        return self.complete(each, each.definition.type, self.value(each, kind, nullable, row), 0)
 
-    def value(self, each: Selected, kind: str, nullable: bool) -> str:
+    def value(self, each: Selected, kind: str, nullable: bool, row: str) -> str:
         assert each.own is not None
         what = each.what
         if isinstance(what, Computed):
             if each.loads:
-                return f"made{each.number}[id(row)]"
-            return self.computed(what, kind, "row")
+                return f"made{each.number}[id({row})]"
+            return self.computed(what, kind, row)
         if isinstance(what, Loaded):
             if what.key is None:
                 return f"found{each.number}['{ROOT}']"
-            key = self.key(each, what, "row")
+            key = self.key(each, what, row)
             return f"(None if (key := {key}) is None else found{each.number}[key])"
         name = each.own.python_name
-        return f"row.get({name!r})" if nullable else f"row[{name!r}]"
+        return f"{row}.get({name!r})" if nullable else f"{row}[{name!r}]"
 
     def computed(self, what: Computed, kind: str, row: str) -> str:
         given = {"viewer": "viewer", "typename": repr(kind)}
@@ -260,15 +293,15 @@ class _Writer:
         first = name if value.isidentifier() else f"({name} := {value})"
         if is_list_type(kind):
             item = self.complete(each, kind.of_type, f"item{depth}", depth + 1)
-            otherwise = self.named(_null if nullable else _unplanned, "otherwise")
+            otherwise = "null" if nullable else "unplanned"
             return (
                 f"([{item} for item{depth} in {name}] if {first}.__class__ is list"
                 f" else {otherwise}({name}))"
             )
-        made = self.objects(each)
-        if not nullable:
-            return f"{made}({value})"
-        return f"(None if {first} is None else {made}({name}))"
+        made = self.flat(each, name if nullable else value)
+        if made is None:
+            made = f"{self.objects(each)}({name if nullable else value})"
+        return f"(None if {first} is None else {made})" if nullable else made
 
     def leaf(self, kind: GraphQLLeafType, nullable: bool, value: str) -> str:
         name = value if value.isidentifier() else "leaf"
@@ -293,6 +326,11 @@ class _Writer:
                 f"({name} if {first}.__class__ is str{or_null} else"
                 f" str({name}) if {name}.__class__ is int else {coerced}({name}))"
             )
+        own = self.classes.get(kind.name)
+        if own is not None:
+            of_class = self.named(own, own.__name__)
+            plain = self.named(kind.coerce_output_value, f"{kind.name}_of")
+            return f"({plain}({name}) if {first}.__class__ is {of_class} else {coerced}({name}))"
         return f"{coerced}({value})"
 
     def named(self, thing: Any, name: str) -> str:

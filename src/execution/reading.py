@@ -92,13 +92,13 @@ class Run:
     def replayed(self) -> Context:
         """A context for graphql-core, whose loaders know what was found."""
         recorded: Recorded = {}
-        names: dict[Any, frozenset[str]] = {}
+        names: dict[Any, frozenset[str] | None] = {}
         for step, arguments, found in self._found:
             identity = (step.loader, arguments)
             if names.setdefault(identity, step.reads) == step.reads:
                 recorded.setdefault(identity, {}).update(found)
             else:  # rows with different names in them: they are read anew, whole
-                recorded[identity] = {}
+                names[identity], recorded[identity] = None, {}
         values = {name: getattr(self.context, name) for name in _SHARED}
         return _Replayed(**values, live=self.context, recorded=recorded)
 

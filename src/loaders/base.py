@@ -1,7 +1,7 @@
 """The one DataLoader: aiodataloader's, with four defects mended and its work counted."""
 
 import contextvars
-from asyncio import CancelledError
+from asyncio import CancelledError, shield
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
@@ -109,10 +109,11 @@ class Loader(DataLoader[K, R], Generic[K, R, A]):
         raise NotImplementedError
 
     def load(self, key: K) -> Any:
-        cached = self._cache.get(key)
-        if cached is not None and cached.cancelled():
-            del self._cache[key]  # a waiter that was cancelled took the future with it
-        return super().load(key)
+        # A future of its own for each caller: graphql-core cancels what is beside a failure, and who
+        # is cancelled would take along all who wait for the same key.
+        own = shield(super().load(key))
+        own.add_done_callback(lambda done: self.clear(key) if done.cancelled() else None)
+        return own
 
     def do_resolve_reject(self, key: K, future: Any) -> None:
         # In the context that made the loader: the batch is the operation's, not its first caller's.

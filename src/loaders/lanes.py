@@ -114,6 +114,10 @@ async def _answer(together: list[_Waiting]) -> None:
         for each in together:
             if not each.answer.done():
                 each.answer.set_exception(error)
+    except asyncio.CancelledError:  # the process ends
+        for each in together:
+            each.answer.cancel()
+        raise
     else:
         for each in together:
             if not each.answer.done():
