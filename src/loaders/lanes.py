@@ -9,7 +9,7 @@ rights; what comes out is shared, and only ever read.
 import asyncio
 from collections.abc import Callable, Hashable, Sequence
 from contextvars import Context
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 from pymongo.errors import ConnectionFailure
@@ -105,8 +105,11 @@ async def _answer(together: list[_Waiting]) -> None:
     count = CommandCount()
     token = counted.set(count)
     keys = list(dict.fromkeys(key for each in together for key in each.keys))
+    first = together[0].loader
+    # Without what its operation has read before: the others may have asked after a change.
+    loader = first.of_batch(replace(first.reads, _loaders={}), first.arguments, first.fields)
     try:
-        found = dict(zip(keys, await together[0].loader.batch_load(keys), strict=True))
+        found = dict(zip(keys, await loader.batch_load(keys), strict=True))
     except Exception as error:
         if len(together) > 1 and not isinstance(error, ConnectionFailure):
             await asyncio.gather(*[_answer([each]) for each in together])

@@ -53,7 +53,9 @@ def _parse_moment(value: Any) -> datetime:
 
 
 def _show_moment(value: datetime) -> str:
-    """In UTC, to the millisecond: what MongoDB keeps."""
+    """In UTC, to the millisecond: what MongoDB keeps. Without a time zone it is UTC already."""
+    if value.tzinfo is None:
+        return value.isoformat("T", "milliseconds") + "Z"
     shown = value.isoformat("T", "milliseconds")
     if not shown.endswith("+00:00"):
         shown = value.astimezone(UTC).isoformat("T", "milliseconds")

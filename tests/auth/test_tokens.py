@@ -38,7 +38,8 @@ async def test_a_token_leads_to_its_viewer_in_one_command(database: Database) ->
     finally:
         counted.reset(before)
     assert count.names == ["aggregate tokens"]
-    assert viewer.user == row_of(ann)
+    row = row_of(ann)
+    assert viewer.user == {**row, "created_at": row["created_at"].replace(tzinfo=None)}
     assert viewer.roles == {acme.id: Role.MAINTAINER}
     assert viewer.scopes == {Permission.READ, Permission.WRITE}
     assert viewer.token_id == token.id
