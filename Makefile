@@ -30,11 +30,11 @@ else \
 fi
 endef
 
-.PHONY: help run test check bench schema wheel clean
+.PHONY: help run test check fuzz bench bench-peers schema wheel clean
 
 help: ## List the verbs
 	@echo 'make VERB, where VERB is one of'
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  %-8s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-11s %s\n", $$1, $$2 }' Makefile
 
 run: ## Start everything on your own machine (PORT=8000 DATA=.modelharbor MODELS=500)
 	@$(PREPARE) .venv/installed .make/web .venv/libraries
@@ -52,10 +52,19 @@ check: ## Lint, check types and the direction of imports
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
+fuzz: ## Compare the two engines on random operations (N=10000 SEED=1)
+	@$(PREPARE) .venv/developed .venv/libraries
+	@exec $(BIN)/python -m tests.fuzz --cases '$(or $(N),10000)' --seed '$(or $(SEED),1)' $(ARGS)
+
 bench: ## Measure the canonical operations (MODELS=10000 SECONDS=5 ARGS=--write)
 	@$(call debian,command -v wrk >/dev/null,wrk,the measurements need it)
 	@$(PREPARE) .venv/developed .venv/libraries
 	@exec $(BIN)/python -m bench $(if $(filter-out file,$(origin MODELS)),--models '$(MODELS)') $(if $(SECONDS),--seconds '$(SECONDS)') $(ARGS)
+
+bench-peers: ## Measure the server beside others on one data set, 15 minutes (SECONDS=2 ARGS=--write)
+	@$(call debian,command -v wrk >/dev/null,wrk,the measurements need it)
+	@$(PREPARE) .venv/developed .venv/libraries bench/peers/node/node_modules/installed .modelharbor/bench-peers/mlflow/installed
+	@exec $(BIN)/python -m bench.peers $(if $(SECONDS),--seconds '$(SECONDS)') $(ARGS)
 
 schema: ## Print the schema into schema.graphql
 	@$(PREPARE) .venv/installed
@@ -70,6 +79,7 @@ wheel: ## Build the wheel, with its web pages, into dist/
 
 clean: ## Remove what was built and installed here; data stays
 	rm -rf .make .venv web/node_modules src/http/static build dist *.egg-info .coverage
+	rm -rf bench/peers/node/node_modules .modelharbor/bench-peers/mlflow
 
 .venv/made:
 	@if .venv/bin/python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then \
@@ -110,11 +120,24 @@ clean: ## Remove what was built and installed here; data stays
 	fi
 	@touch $@
 
-web/node_modules/installed: web/package.json web/package-lock.json
+web/node_modules/installed bench/peers/node/node_modules/installed: %/node_modules/installed: %/package.json %/package-lock.json
 	@node -e 'const [major, minor] = process.versions.node.split(".").map(Number); process.exit(major > 20 || (major == 20 && minor >= 19) ? 0 : 1)' 2>/dev/null || \
 	  { echo 'Node 20.19 or newer is needed, and was not found: https://nodejs.org' >&2; exit 1; }
-	@echo 'Installing the Node packages'
-	@cd web && npm ci --omit=dev --no-audit --no-fund --loglevel=error </dev/null >/dev/null
+	@echo 'Installing the Node packages$(if $(filter web,$*),, of the peers)'
+	@cd $* && npm ci --omit=dev --no-audit --no-fund --loglevel=error </dev/null >/dev/null
+	@touch $@
+
+# In an environment of its own: its many packages ask for other versions than ours.
+.modelharbor/bench-peers/mlflow/installed: .venv/made bench/peers/mlflow.txt
+	@echo 'Installing MLflow'
+	@mkdir -p $(dir $@)
+	@if command -v uv >/dev/null; then \
+	  uv venv -q --allow-existing --python $(BIN)/python $(dir $@); \
+	  uv pip install -q --python $(dir $@)bin/python -r bench/peers/mlflow.txt; \
+	else \
+	  $(BIN)/python -m venv $(dir $@); \
+	  $(dir $@)bin/python -m pip install -q --disable-pip-version-check -r bench/peers/mlflow.txt; \
+	fi
 	@touch $@
 
 .make/web: web/node_modules/installed $(WEB_SOURCES)

@@ -7,12 +7,12 @@ import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import pymongo
 
 from .operation import Operation
-from .serving import DATABASE, Serving
+from .serving import Serving
 
 SCRIPT: Final = Path(__file__).with_name("post.lua")
 WARM_SECONDS: Final = 1
@@ -45,30 +45,49 @@ class Measured:
         return self.refused + self.broken + self.wrong
 
 
+def family(pid: int) -> list[int]:
+    """A process and those that it started, and they."""
+    found = [pid]
+    for parent in found:
+        for task in Path(f"/proc/{parent}/task").glob("*/children"):
+            found += map(int, task.read_text().split())
+    return found
+
+
 def cpu_seconds(pid: int) -> float:
-    """User and system time of a process with all its threads, to a hundredth."""
-    stat = Path(f"/proc/{pid}/stat").read_text()
-    fields = stat[stat.rindex(")") + 2 :].split()  # the name before may hold anything
-    return (int(fields[11]) + int(fields[12])) / TICKS
+    """User and system time of a process with all its threads and processes, to a hundredth."""
+    ticks = 0
+    for member in family(pid):
+        stat = Path(f"/proc/{member}/stat").read_text()
+        fields = stat[stat.rindex(")") + 2 :].split()  # the name before may hold anything
+        ticks += int(fields[11]) + int(fields[12])
+    return ticks / TICKS
 
 
 def resident_mebibytes(pid: int) -> float:
-    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
-        if line.startswith("VmRSS:"):
-            return int(line.split()[1]) / 1024
-    raise LoadError(f"process {pid} has no memory: it ended")
+    """Of a process with its processes."""
+    kibibytes = [
+        int(line.split()[1])
+        for member in family(pid)
+        for line in Path(f"/proc/{member}/status").read_text().splitlines()
+        if line.startswith("VmRSS:")
+    ]
+    if not kibibytes:
+        raise LoadError(f"process {pid} has no memory: it ended")
+    return sum(kibibytes) / 1024
 
 
 def settle(served: Serving) -> None:
     """Wait until the server and its database have done with what an earlier load left behind."""
     until = time.monotonic() + SETTLE_SECONDS
+    database = served.filled.settings.mongo_database
     with pymongo.MongoClient[dict[str, object]](served.mongo_url) as client:
         while time.monotonic() < until:
             before = cpu_seconds(served.pid)
             time.sleep(0.5)
             is_quiet = cpu_seconds(served.pid) - before <= 0.02
             running = client.admin.aggregate(
-                [{"$currentOp": {}}, {"$match": {"active": True, "ns": {"$regex": f"^{DATABASE}"}}}]
+                [{"$currentOp": {}}, {"$match": {"active": True, "ns": {"$regex": f"^{database}"}}}]
             )
             if is_quiet and not list(running):
                 return
@@ -87,16 +106,16 @@ def measure(served: Serving, operation: Operation, connections: int, seconds: in
     """A short run to warm up, then the one that counts."""
     pids = (served.pid, served.mongo_pid)
     with tempfile.NamedTemporaryFile("w", suffix=".jsonl") as bodies:
-        bodies.writelines(json.dumps(body) + "\n" for body in operation.bodies())
+        bodies.writelines(graphql_lines(operation.bodies()))
         bodies.flush()
-        _run_wrk(served.url, bodies.name, connections, WARM_SECONDS)
+        run_wrk(served.url, bodies.name, connections, WARM_SECONDS)
         settle(served)
         before = [pid and cpu_seconds(pid) for pid in pids]
-        told = _run_wrk(served.url, bodies.name, connections, seconds)
+        told = run_wrk(served.url, bodies.name, connections, seconds)
         if told["requests"] < ROUNDS * connections:
             settle(served)
             before = [pid and cpu_seconds(pid) for pid in pids]
-            told = _run_wrk(served.url, bodies.name, connections, seconds * LONGER)
+            told = run_wrk(served.url, bodies.name, connections, seconds * LONGER)
         after = [pid and cpu_seconds(pid) for pid in pids]
     requests = told["requests"]
     server_cpu, mongo_cpu = (
@@ -120,12 +139,31 @@ def measure(served: Serving, operation: Operation, connections: int, seconds: in
     )
 
 
-def _run_wrk(url: str, bodies: str, connections: int, seconds: int) -> dict[str, int]:
+def graphql_lines(bodies: list[dict[str, Any]]) -> list[str]:
+    """As the script of wrk reads them."""
+    return [f"POST /graphql {json.dumps(body)}\n" for body in bodies]
+
+
+def run_wrk(
+    url: str,
+    lines: str,
+    connections: int,
+    seconds: int,
+    *,
+    begins: str = "",
+    wait: int | None = None,
+) -> dict[str, int]:
+    """Send the lines of a file for some seconds. `begins`: of a right answer, if not GraphQL's.
+
+    `wait`: wait so many seconds at most for the answers to what was sent; without it, what is
+    unanswered when time is up is not counted.
+    """
+    waiting = [] if wait is None else [str(seconds), str(connections)]
     run = subprocess.run(
         [
             *("wrk", "--threads", "1", "--connections", str(connections)),
-            *("--duration", f"{seconds}s", "--timeout", "10s", "--script", str(SCRIPT)),
-            *(f"{url}/graphql", "--", bodies),
+            *("--duration", f"{seconds + (wait or 0)}s", "--timeout", "10s"),
+            *("--script", str(SCRIPT), url, "--", lines, begins, *waiting),
         ],
         capture_output=True,
         text=True,

@@ -1,6 +1,7 @@
 """The operations that are measured: a document, its variables, and what must be in an answer."""
 
 import json
+import re
 import statistics
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -41,8 +42,19 @@ class Operation:
     full: tuple[str, ...]
     """Path in the data where something must be."""
 
+    @property
+    def operation_name(self) -> str:
+        """As the document says it."""
+        found = re.search(r"^query (\w+)", self.document, re.MULTILINE)
+        if found is None:
+            raise ValueError(f"{self.name}: the operation has no name")
+        return found[1]
+
     def bodies(self) -> list[Body]:
-        return [{"query": self.document, "variables": found} for found in self.variables]
+        return [
+            {"query": self.document, "variables": found, "operationName": self.operation_name}
+            for found in self.variables
+        ]
 
     def check(self, answer: dict[str, Any]) -> None:
         """Raise WrongAnswer unless the answer has no errors and holds what it should."""
@@ -67,20 +79,23 @@ class Checked:
     """Median of the first answers."""
 
 
-def load_operations(drawn: list[dict[str, Any]]) -> list[Operation]:
-    """All operations; variables that depend on the data are taken from `drawn`."""
-    return [_load(name, drawn) for name in NAMES]
+def load_operations(
+    drawn: list[dict[str, Any]], folder: Path = FOLDER, names: tuple[str, ...] = NAMES
+) -> list[Operation]:
+    """All operations of a folder; variables that depend on the data are taken from `drawn`."""
+    return [_load(folder, name, drawn) for name in names]
 
 
-def _load(name: str, drawn: list[dict[str, Any]]) -> Operation:
-    told = json.loads((FOLDER / f"{name}.json").read_text())
+def _load(folder: Path, name: str, drawn: list[dict[str, Any]]) -> Operation:
+    told = json.loads((folder / f"{name}.json").read_text())
     variables = told.get("variables") or [
-        {key: _at(edge, path) for key, path in told["drawn"].items()} for edge in drawn
+        {**told.get("with", {}), **{key: _at(edge, path) for key, path in told["drawn"].items()}}
+        for edge in drawn
     ]
     return Operation(
         name,
         told["title"],
-        (FOLDER / f"{name}.graphql").read_text(),
+        (folder / f"{name}.graphql").read_text(),
         tuple(variables),
         tuple(told["full"]),
     )

@@ -36,12 +36,13 @@ class Result:
 
 
 def table(results: list[Result]) -> str:
-    lines = [
-        HEAD,
-        ("---", *("---:" for _ in HEAD[1:])),
-        *(_line(result, one) for result in results for one in result.measured),
-    ]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    return grid(HEAD, [_line(result, one) for result in results for one in result.measured])
+
+
+def grid(head: tuple[str, ...], lines: list[tuple[str, ...]]) -> str:
+    """A table in Markdown: the first column to the left, figures to the right."""
+    whole = [head, ("---", *("---:" for _ in head[1:])), *lines]
+    return "\n".join(f"| {' | '.join(line)} |" for line in whole)
 
 
 def _line(result: Result, one: Measured) -> tuple[str, ...]:
@@ -51,14 +52,14 @@ def _line(result: Result, one: Measured) -> tuple[str, ...]:
         f"{one.requests_per_second:,.0f}",
         *(f"{value:,.1f}" for value in (one.p50, one.p95, one.p99)),
         _errors(one),
-        _micros(one.cpu_micros),
-        _micros(one.mongo_cpu_micros),
+        micros(one.cpu_micros),
+        micros(one.mongo_cpu_micros),
         f"{one.resident_mebibytes:,.0f}",
         _commands(result.checked),
     )
 
 
-def _micros(value: float | None) -> str:
+def micros(value: float | None) -> str:
     return "-" if value is None else f"{value:,.0f}"
 
 
@@ -87,7 +88,7 @@ def circumstances(
     return (
         f"Measured on {datetime.now(UTC):%Y-%m-%d}: {models:,} models, one server process, "
         f"{seconds} s for each line after {WARM_SECONDS} s to warm up. "
-        f"{_processor()}, {len(os.sched_getaffinity(0))} cores ({cores}); "
+        f"{processor()}, {len(os.sched_getaffinity(0))} cores ({cores}); "
         f"{'engines of our own' if ours else 'engines elsewhere'}; "
         f"Linux {platform.release().split('-')[0]}, Python {platform.python_version()}, "
         f"MongoDB {serving.mongo_version}. Load of the machine before: {load:.1f}. "
@@ -100,18 +101,18 @@ def first_answers(results: list[Result]) -> str:
     return f"Asked for the first time, one at a time, nothing cached (median): {told}."
 
 
-def _processor() -> str:
+def processor() -> str:
     for line in Path("/proc/cpuinfo").read_text().splitlines():
         if line.startswith("model name"):
             return line.partition(":")[2].strip()
     return platform.machine()
 
 
-def write(document: Path, text: str) -> None:
-    """Put the text between the markers."""
+def write(document: Path, text: str, begins: str = BEGIN, ends: str = END) -> None:
+    """Put the text between two marks. ValueError where they are not there."""
     whole = document.read_text()
-    before, begin, rest = whole.partition(BEGIN)
-    _, end, after = rest.partition(END)
+    before, begin, rest = whole.partition(begins)
+    _, end, after = rest.partition(ends)
     if not (begin and end):
-        raise ValueError(f"{document} has no place for the table: {BEGIN} … {END}")
-    document.write_text(f"{before}{BEGIN}\n\n{text}\n\n{END}{after}")
+        raise ValueError(f"{document} has no place for the table: {begins} … {ends}")
+    document.write_text(f"{before}{begins}\n\n{text}\n\n{ends}{after}")

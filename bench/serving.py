@@ -28,15 +28,39 @@ READY_SECONDS: Final = 60.0
 
 
 @dataclass(frozen=True, slots=True)
-class Serving:
-    url: str
-    pid: int
+class Filled:
+    """Engines with the demo models in a database of theirs."""
+
+    settings: Settings
     mongo_url: str
     mongo_pid: int | None
     """Of a mongod of our own."""
     mongo_version: str
     server_cores: tuple[int, ...]
-    """Where the server may run; empty when it shares all cores with everything else."""
+    """Where servers may run; empty when they share all cores with everything else."""
+
+
+@dataclass(frozen=True, slots=True)
+class Serving:
+    url: str
+    pid: int
+    filled: Filled
+
+    @property
+    def mongo_url(self) -> str:
+        return self.filled.mongo_url
+
+    @property
+    def mongo_pid(self) -> int | None:
+        return self.filled.mongo_pid
+
+    @property
+    def mongo_version(self) -> str:
+        return self.filled.mongo_version
+
+    @property
+    def server_cores(self) -> tuple[int, ...]:
+        return self.filled.server_cores
 
 
 def divide_cores() -> tuple[set[int], set[int]]:
@@ -69,8 +93,14 @@ def in_environment(variables: dict[str, str]) -> Iterator[None]:
 
 
 @asynccontextmanager
-async def serving(folder: Path, models: int) -> AsyncIterator[Serving]:
-    """Runs engines, loads the models unless they are there from an earlier run, and serves them."""
+async def filled(
+    folder: Path,
+    models: int,
+    *,
+    database: str = DATABASE,
+    files_per_version: int = FILES_PER_VERSION,
+) -> AsyncIterator[Filled]:
+    """Runs engines beside the core of the servers, and loads the models unless they are there."""
     own = Settings()
     mongo_url = own.mongo_url if "mongo_url" in own.model_fields_set else None
     redis_url = own.redis_url if "redis_url" in own.model_fields_set else None
@@ -82,38 +112,62 @@ async def serving(folder: Path, models: int) -> AsyncIterator[Serving]:
             settings = own.model_copy(
                 update={
                     "mongo_url": engines.mongo_url,
-                    "mongo_database": DATABASE,
+                    "mongo_database": database,
                     "redis_url": engines.redis_url,
                     "data_path": folder,
                 }
             )
-            version = await fill(settings, models)
-            port = _free_port()
-            with on_cores(server_cores), in_environment(environment(settings)):
-                server = run_child(
-                    folder,
-                    "server",
-                    Path(sys.executable),
-                    *("-m", "modelharbor", "serve", "--host", HOST, "--port", str(port)),
-                    *("--workers", "1"),
-                )
-                child = await server.__aenter__()
-            try:
-                url = f"http://{HOST}:{port}"
-                await _wait_until_ready(child, url)
-                yield Serving(
-                    url,
-                    child.process.pid,
-                    engines.mongo_url,
-                    next((c.process.pid for c in engines.running if c.name == "mongod"), None),
-                    version,
-                    () if server_cores == other_cores else tuple(sorted(server_cores)),
-                )
-            finally:
-                await server.__aexit__(None, None, None)
+            version = await fill(settings, models, files_per_version)
+            yield Filled(
+                settings,
+                engines.mongo_url,
+                next((c.process.pid for c in engines.running if c.name == "mongod"), None),
+                version,
+                () if server_cores == other_cores else tuple(sorted(server_cores)),
+            )
 
 
-async def fill(settings: Settings, models: int) -> str:
+@asynccontextmanager
+async def run_server(
+    data: Filled,
+    name: str,
+    program: Path,
+    *arguments: str,
+    port: int,
+    ready: str = "/readyz",
+    variables: dict[str, str] | None = None,
+) -> AsyncIterator[Serving]:
+    """Runs a server on the core of the servers, and waits until the path `ready` is answered."""
+    cores = set(data.server_cores) or os.sched_getaffinity(0)
+    with on_cores(cores), in_environment(variables or {}):
+        server = run_child(data.settings.data_path, name, program, *arguments)
+        child = await server.__aenter__()
+    try:
+        url = f"http://{HOST}:{port}"
+        await _wait_until_ready(child, url, ready)
+        yield Serving(url, child.process.pid, data)
+    finally:
+        await server.__aexit__(None, None, None)
+
+
+@asynccontextmanager
+async def serving(folder: Path, models: int) -> AsyncIterator[Serving]:
+    """Our own server with its engines and models."""
+    async with filled(folder, models) as data:
+        port = free_port()
+        async with run_server(
+            data,
+            "server",
+            Path(sys.executable),
+            *("-m", "modelharbor", "serve", "--host", HOST, "--port", str(port)),
+            *("--workers", "1"),
+            port=port,
+            variables=environment(data.settings),
+        ) as served:
+            yield served
+
+
+async def fill(settings: Settings, models: int, files_per_version: int = FILES_PER_VERSION) -> str:
     """Answers the version of MongoDB. The database is for this alone: what is in it may go."""
     async with connect(settings) as database, open_storage(settings) as storage:
         there = await seeded(database)
@@ -121,7 +175,7 @@ async def fill(settings: Settings, models: int) -> str:
             there is not None
             and there.complete
             and not there.monsters
-            and (there.models, there.files_per_version) == (models, FILES_PER_VERSION)
+            and (there.models, there.files_per_version) == (models, files_per_version)
         )
         if not is_there:
             await clear(database, storage)
@@ -137,7 +191,7 @@ async def fill(settings: Settings, models: int) -> str:
                 database,
                 storage,
                 models=models,
-                files_per_version=FILES_PER_VERSION,
+                files_per_version=files_per_version,
                 report=report,
             )
             print(f"Loaded {models:,} models in {result.seconds:.0f} s", file=sys.stderr)
@@ -146,18 +200,18 @@ async def fill(settings: Settings, models: int) -> str:
         return str(found["version"])
 
 
-def _free_port() -> int:
+def free_port() -> int:
     with socket.socket() as probe:
         probe.bind((HOST, 0))
         return int(probe.getsockname()[1])
 
 
-async def _wait_until_ready(server: Child, url: str) -> None:
+async def _wait_until_ready(server: Child, url: str, path: str) -> None:
     until = time.monotonic() + READY_SECONDS
     async with httpx.AsyncClient(base_url=url, trust_env=False) as client:
         while True:
             try:
-                if (await client.get("/readyz")).status_code == 200:
+                if (await client.get(path)).status_code < 500:
                     return
             except httpx.TransportError:
                 pass  # it does not listen yet
