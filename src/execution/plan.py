@@ -139,7 +139,9 @@ class _Writer:
         stage, number = self.stage(level), each.number
         if isinstance(each.what, Loaded):
             self.read(each, each.what, rows, stage)
-            self.flattened(each, f"for value in found{number}.values()", level + 1)
+            keys = f"('{ROOT}',)" if each.what.key is None else f"keys{number}"
+            source = f"for key in {keys} for value in (found{number}.get(key),)"
+            self.flattened(each, source, level + 1)
         elif isinstance(each.what, Computed):
             value = self.computed(each.what, kind, "row")
             stage.prepare.append(f"made{number} = {{id(row): {value} for row in {rows}}}")
@@ -271,9 +273,9 @@ class _Writer:
             return self.computed(what, kind, row)
         if isinstance(what, Loaded):
             if what.key is None:
-                return f"found{each.number}['{ROOT}']"
+                return f"found{each.number}.get('{ROOT}')"
             key = self.key(each, what, row)
-            return f"(None if (key := {key}) is None else found{each.number}[key])"
+            return f"(None if (key := {key}) is None else found{each.number}.get(key))"
         name = each.own.python_name
         return f"{row}.get({name!r})" if nullable else f"{row}[{name!r}]"
 

@@ -4,7 +4,7 @@ plan cannot."""
 import asyncio
 from collections.abc import Coroutine, Hashable, Mapping
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 
 from graphql.execution.values import VariableValues
 
@@ -12,10 +12,21 @@ from modelharbor.context import Context
 from modelharbor.loaders.base import ROOT, Loader
 
 from .failures import expected
-from .plan import Step
+from .plan import Step, Unplanned
 
 T = TypeVar("T")
 Recorded = dict[tuple[type[Loader[Any, Any, Any]], Hashable], dict[Any, Any]]
+
+
+class _Refused(dict[Any, Any]):
+    """What was found with arguments that are refused: a failure, whatever is looked up."""
+
+    def get(self, key: Any, default: Any = None) -> Any:
+        return _FAILURE
+
+
+_FAILURE: Final = Unplanned()
+REFUSED: Final = _Refused()
 
 
 class Run:
@@ -32,11 +43,11 @@ class Run:
     ) -> None:
         self._steps, self.context, self.viewer = steps, context, context.viewer
         self.values, self.given = values, given
-        self._found: list[tuple[Step, Hashable, dict[Any, Any]]] = []
+        self._found: list[tuple[Step, Hashable, list[Any], Mapping[Any, Any]]] = []
         self._tasks: list[asyncio.Task[Any]] = []
 
-    async def read(self, number: int, keys: list[Any]) -> dict[Any, Any]:
-        """What was found, or the exception, by key. Nothing where the arguments are refused."""
+    async def read(self, number: int, keys: list[Any]) -> Mapping[Any, Any]:
+        """What was found, or the exception, by key; one that is missing is None."""
         if not keys:
             return {}
         step = self._steps[number]
@@ -45,21 +56,21 @@ class Run:
             try:
                 arguments = step.binder(self.values, self.given)
             except Exception:
-                return {}
+                return REFUSED
         return await self._batch(step, arguments, keys)
 
-    async def read_by_arguments(self, number: int) -> dict[Any, Any]:
+    async def read_by_arguments(self, number: int) -> Mapping[Any, Any]:
         """The same where the arguments make the one key; the answer stands at ROOT."""
         step = self._steps[number]
         assert step.binder is not None
         try:
             key = step.binder(self.values, self.given)
         except Exception:
-            return {}
+            return REFUSED
         if key is None:
-            return {ROOT: None}
+            return {}
         found = await self._batch(step, None, [key])
-        return {ROOT: found[key]}
+        return {ROOT: found.get(key)}
 
     def begin(self, read: Coroutine[Any, Any, T]) -> "asyncio.Task[T]":
         task = asyncio.get_running_loop().create_task(read)
@@ -71,32 +82,33 @@ class Run:
         for task in self._tasks:
             task.cancel()
 
-    async def _batch(self, step: Step, arguments: Hashable, keys: list[Any]) -> dict[Any, Any]:
-        count = self.context.count
-        count.batches += 1
-        count.keys += len(keys)
-        loader = step.loader.of_batch(self.context, arguments, step.reads)
+    async def _batch(self, step: Step, arguments: Hashable, keys: list[Any]) -> Mapping[Any, Any]:
+        context = self.context
+        context.count.batches += 1
+        context.count.keys += len(keys)
+        loader = step.loader.of_batch(context, arguments, step.reads)
+        found: Mapping[Any, Any]
         try:
-            if self.context.lanes is None:
-                values = await loader.batch_load(keys)
+            if context.lanes is None:
+                found = await loader.found(keys)
             else:
-                values = await self.context.lanes.load(loader, keys)
-            found = dict(zip(keys, values, strict=True))
+                found = await context.lanes.load(loader, keys)
         except Exception as error:
             if expected(error) is None:
                 raise  # the plan's own mistake, perhaps: graphql-core reads it anew
             found = dict.fromkeys(keys, error)
-        self._found.append((step, arguments, found))
+        self._found.append((step, arguments, keys, found))
         return found
 
     def replayed(self) -> Context:
         """A context for graphql-core, whose loaders know what was found."""
         recorded: Recorded = {}
         names: dict[Any, frozenset[str] | None] = {}
-        for step, arguments, found in self._found:
+        for step, arguments, keys, found in self._found:
             identity = (step.loader, arguments)
             if names.setdefault(identity, step.reads) == step.reads:
-                recorded.setdefault(identity, {}).update(found)
+                there = recorded.setdefault(identity, {})
+                there.update((key, found.get(key)) for key in keys)
             else:  # rows with different names in them: they are read anew, whole
                 names[identity], recorded[identity] = None, {}
         values = {name: getattr(self.context, name) for name in _SHARED}

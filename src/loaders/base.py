@@ -108,6 +108,10 @@ class Loader(DataLoader[K, R], Generic[K, R, A]):
         """One answer for each key, in their order; an exception fails its own key only."""
         raise NotImplementedError
 
+    async def found(self, keys: list[K]) -> dict[K, R | Exception]:
+        """The answers of `batch_load` by key."""
+        return dict(zip(keys, await self.batch_load(keys), strict=True))
+
     def load(self, key: K) -> Any:
         # A future of its own for each caller: graphql-core cancels what is beside a failure, and who
         # is cancelled would take along all who wait for the same key.

@@ -7,7 +7,7 @@ rights; what comes out is shared, and only ever read.
 """
 
 import asyncio
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Mapping
 from contextvars import Context
 from dataclasses import dataclass, field, replace
 from typing import Any, Final
@@ -25,8 +25,8 @@ UNDER_WAY: Final = 1
 @dataclass(slots=True, eq=False)
 class _Waiting:
     loader: Loader[Any, Any, Any]
-    keys: Sequence[Any]
-    answer: "asyncio.Future[Sequence[Any]]"
+    keys: list[Any]
+    answer: "asyncio.Future[Mapping[Any, Any]]"
     count: CommandCount | None
 
 
@@ -34,6 +34,22 @@ class _Waiting:
 class _Lane:
     under_way: int = 0
     waiting: list[_Waiting] = field(default_factory=list)
+
+
+class _Kind:
+    """What reads have in common; hashed once."""
+
+    __slots__ = ("_hash", "parts")
+
+    def __init__(self, parts: tuple[Any, ...]) -> None:
+        self.parts = parts
+        self._hash = hash(parts)
+
+    def __hash__(self) -> int:
+        return self._hash
+
+    def __eq__(self, other: object) -> bool:
+        return self is other or (isinstance(other, _Kind) and self.parts == other.parts)
 
 
 class Lanes:
@@ -44,32 +60,32 @@ class Lanes:
     ) -> None:
         """`merged` is told how many reads went with another one."""
         self.under_way, self.merged = under_way, merged
-        self._lanes: dict[Hashable, _Lane] = {}
+        self._lanes: dict[_Kind, _Lane] = {}
         self._tasks: set[asyncio.Task[None]] = set()
 
-    async def load(self, loader: Loader[Any, Any, Any], keys: list[Any]) -> Sequence[Any]:
-        """As `loader.batch_load(keys)`."""
+    async def load(self, loader: Loader[Any, Any, Any], keys: list[Any]) -> Mapping[Any, Any]:
+        """The answers of `loader.batch_load(keys)` by key; there may be other keys among them."""
         rights: Hashable = None
         if loader.sharing is Sharing.NEVER:
-            return await loader.batch_load(keys)
+            return await loader.found(keys)
         if loader.sharing is Sharing.EQUAL_RIGHTS:
             rights = loader.reads.viewer.principals
-        kind = (type(loader), loader.arguments, loader.fields, rights)
+        kind = _Kind((type(loader), loader.arguments, loader.fields, rights))
         lane = self._lanes.get(kind)
         if lane is None:
             lane = self._lanes[kind] = _Lane()
         if lane.under_way >= self.under_way:
             answer = asyncio.get_running_loop().create_future()
             lane.waiting.append(_Waiting(loader, keys, answer, counted.get()))
-            found: Sequence[Any] = await answer
+            found: Mapping[Any, Any] = await answer
             return found
         lane.under_way += 1
         try:
-            return await loader.batch_load(keys)
+            return await loader.found(keys)
         finally:
             self._ended(kind, lane)
 
-    def _ended(self, kind: Hashable, lane: _Lane) -> None:
+    def _ended(self, kind: _Kind, lane: _Lane) -> None:
         lane.under_way -= 1
         lane.waiting = [each for each in lane.waiting if not each.answer.done()]
         if not lane.waiting:
@@ -91,7 +107,7 @@ class Lanes:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    async def _read(self, kind: Hashable, lane: _Lane, together: list[_Waiting]) -> None:
+    async def _read(self, kind: _Kind, lane: _Lane, together: list[_Waiting]) -> None:
         try:
             if len(together) > 1:
                 self.merged(len(together) - 1)
@@ -124,7 +140,7 @@ async def _answer(together: list[_Waiting]) -> None:
     else:
         for each in together:
             if not each.answer.done():
-                each.answer.set_result([found[key] for key in each.keys])
+                each.answer.set_result(found)
     finally:
         counted.reset(token)
         for each in together:

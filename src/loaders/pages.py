@@ -115,12 +115,13 @@ class PageLoader(Loader[K, Row | None, Window]):
         if self.parent is None:
             page = self.page(ROOT, await self.one(self.query))
             return [page for _ in keys]
-        base = self.query
-        if len(keys) == 1:
-            found = {keys[0]: await self.one(all_of([{self.parent: keys[0]}, base]))}
-        else:
-            found = await self.many(keys, base)
+        found = await self.lists(keys, self.parent)
         return [self.page(key, found[key]) for key in keys]
+
+    async def lists(self, keys: list[K], parent: str) -> dict[K, list[Row]]:
+        if len(keys) == 1:
+            return {keys[0]: await self.one(all_of([{parent: keys[0]}, self.query]))}
+        return await self.many(keys, self.query)
 
     @property
     def once(self) -> Row:
