@@ -1,7 +1,7 @@
 """Operations run as the endpoint runs them, without HTTP, with the commands that they cost."""
 
 import asyncio
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, Final
 
@@ -12,6 +12,8 @@ from modelharbor.context import Context
 from modelharbor.db.connection import Database
 from modelharbor.execution.documents import DocumentStore
 from modelharbor.execution.execute import run
+from modelharbor.execution.failures import Problem
+from modelharbor.loaders.lanes import Lanes
 from modelharbor.observability.commands import CommandCount, counted
 from modelharbor.schema import core, schema
 from modelharbor.settings import Settings
@@ -25,6 +27,9 @@ class Answer:
     errors: list[tuple[str, str | None]]  # (message, code)
     commands: list[str]
     fallback: str | None
+    problems: list[Problem]
+    """The errors whole."""
+    batches: int
 
 
 @dataclass
@@ -35,6 +40,17 @@ class Asker:
     cache: Cache
     settings: Settings
     viewer: Viewer = field(default=ANONYMOUS)
+    seconds: float = GUARD_SECONDS
+    lanes: Lanes | None = None
+
+    def changed(self, **settings: Any) -> "Asker":
+        """One with other settings, on the same data."""
+        return replace(self, settings=self.settings.model_copy(update=settings))
+
+    @property
+    def by_core(self) -> "Asker":
+        """One that asks graphql-core alone."""
+        return self.changed(compiled_plans=False)
 
     @cached_property
     def documents(self) -> DocumentStore:
@@ -52,17 +68,25 @@ class Asker:
             cache=self.cache,
             viewer=viewer,
             links=DownloadLinks(b"k" * 32, "http://test"),
+            lanes=self.lanes,
             settings=self.settings,
             request_id="test",
         )
         count = count or CommandCount()
         found = self.documents.get(document)
         operation = found.operation(None)
-        deadline = asyncio.get_running_loop().time() + GUARD_SECONDS
+        deadline = asyncio.get_running_loop().time() + self.seconds
         token = counted.set(count)
         try:
             result = await run(schema, found, operation, variables, context, deadline)
         finally:
             counted.reset(token)
         errors = [(e["message"], e["extensions"].get("code")) for e in result.errors]
-        return Answer(result.data, errors, count.names, result.fallback)
+        return Answer(
+            result.data,
+            errors,
+            count.names,
+            result.fallback,
+            result.errors,
+            context.count.batches,
+        )

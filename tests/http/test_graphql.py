@@ -8,7 +8,9 @@ import orjson
 import pytest
 
 from modelharbor.cache.client import connect_cache
+from modelharbor.db.connection import Database
 from modelharbor.settings import Settings
+from tests.documents import insert_actor, insert_model
 from tests.http.serving import SECRET, Query, Server, codes, ran, serving
 
 pytestmark = pytest.mark.anyio
@@ -404,6 +406,32 @@ async def test_cost_is_told_when_asked_for(server: Server, settings: Settings) -
     assert "extensions" not in (await server.ask("{stored}")).json()
     async with serving(settings.model_copy(update={"debug": True})) as debugging:
         assert (await debugging.ask("{hello}")).json()["extensions"]["cost"]["dbCommands"] == 0
+
+
+async def test_both_engines_tell_of_the_same_cost(database: Database, settings: Settings) -> None:
+    acme = await insert_actor("acme")
+    for name in ("a", "b"):
+        await insert_model(acme, name, tags=["x"])
+    query = "{models(first:5){totalCount nodes{name owner{login}} facets(fields:[TAG]){buckets{value count}}}}"
+    told = []
+    for compiled in (True, False):
+        changed = settings.model_copy(update={"compiled_plans": compiled})
+        async with serving(changed, None) as server, connect_cache(settings) as cache:
+            await cache.redis.flushdb()
+            for _ in range(2):  # the second time the cache has the facets
+                answer = (await server.ask(query, {"x-modelharbor-cost": "1"})).json()
+                assert len(answer["data"]["models"]["nodes"]) == 2
+                cost = answer["extensions"]["cost"]
+                assert 0 < cost.pop("dbMs") < 5000
+                told.append(cost)
+    first = {
+        "requested": 26,
+        "actual": 20,
+        "dbCommands": 4,
+        "loaderBatches": 4,
+        "cacheHits": 0,
+    }
+    assert told == [first, {**first, "dbCommands": 3, "cacheHits": 1}] * 2
 
 
 async def test_reads_that_the_cache_answered_are_counted(

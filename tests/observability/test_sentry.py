@@ -10,8 +10,11 @@ from sentry_sdk.envelope import Envelope
 from sentry_sdk.integrations.strawberry import StrawberryIntegration
 from sentry_sdk.transport import Transport
 
+from modelharbor.db.connection import Database
+from modelharbor.loaders.actors import ActorByIdLoader
 from modelharbor.observability.sentry import init_sentry
 from modelharbor.settings import Settings
+from tests.documents import insert_actor, insert_model
 from tests.http.serving import SECRET, serving
 
 pytestmark = pytest.mark.anyio
@@ -52,6 +55,43 @@ async def test_an_unexpected_error_is_reported_whole_and_once(
     frames = error["exception"]["values"][-1]["stacktrace"]["frames"]
     assert frames[-1]["function"] == "broken"
     assert not any("vars" in frame for frame in frames)
+    traces = [item for item in reported if item.get("type") == "transaction"]
+    assert [(t["transaction"], t["contexts"]["trace"]["op"]) for t in traces] == [
+        ("query Sad", "graphql.query")
+    ]
+
+
+@pytest.mark.parametrize("compiled", [True, False], ids=["plan", "graphql-core"])
+@pytest.mark.parametrize("breakage", ["a stored value", "a read"])
+async def test_both_engines_report_the_same(
+    database: Database,
+    settings: Settings,
+    reported: list[dict[str, Any]],
+    monkeypatch: pytest.MonkeyPatch,
+    compiled: bool,
+    breakage: str,
+) -> None:
+    """A plan that ended in an error has reported nothing: graphql-core does, once."""
+    await insert_model(await insert_actor("acme"), "m")
+    said = f"cannot reach {SECRET}"
+    if breakage == "a read":
+
+        async def batch_load(self: ActorByIdLoader, keys: list[Any]) -> Any:
+            raise RuntimeError(said)
+
+        monkeypatch.setattr(ActorByIdLoader, "batch_load", batch_load)
+    else:
+        said = "Cannot return null for non-nullable field User.login."
+        await database.data["actors"].update_one({}, {"$set": {"login": None, "kind": "User"}})
+    document = """query Sad { model(owner: "acme", name: "m") { name owner { login } } }"""
+    async with serving(settings.model_copy(update={"compiled_plans": compiled}), None) as server:
+        response = await server.ask(document, {"x-request-id": "r1"})
+    [error] = response.json()["errors"]
+    assert (error["message"], error["extensions"]["requestId"]) == ("Internal server error", "r1")
+    [event] = [item for item in reported if "exception" in item]
+    assert event["exception"]["values"][-1]["value"] == said
+    assert event["transaction"] == "query Sad"
+    assert event["tags"] == {"request_id": "r1", "operation": "Sad"}
     traces = [item for item in reported if item.get("type") == "transaction"]
     assert [(t["transaction"], t["contexts"]["trace"]["op"]) for t in traces] == [
         ("query Sad", "graphql.query")
