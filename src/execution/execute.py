@@ -47,7 +47,8 @@ async def run(
     deadline: float,
     values: VariableValues | None = None,
 ) -> Answer:
-    """At the deadline (in the event loop's time) its reads are cancelled and the answer is TIMEOUT.
+    """At the deadline (in the event loop's time) the answer is TIMEOUT, and a plan's reads are
+    cancelled; those that others take part in, and graphql-core's, end by their `maxTimeMS`.
 
     `values`: the variables as `operation.coerce` made them, where the caller has them.
     """

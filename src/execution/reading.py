@@ -101,16 +101,21 @@ class Run:
         return found
 
     def replayed(self) -> Context:
-        """A context for graphql-core, whose loaders know what was found."""
+        """A context for graphql-core, whose loaders know what was found.
+
+        Read anew, whole, are rows that were read with different names at different places, and such
+        of which parts of an embedded document were read: where it is none, that cannot be told.
+        """
         recorded: Recorded = {}
-        names: dict[Any, frozenset[str] | None] = {}
+        names: dict[Any, set[frozenset[str]]] = {}
         for step, arguments, keys, found in self._found:
             identity = (step.loader, arguments)
-            if names.setdefault(identity, step.reads) == step.reads:
-                there = recorded.setdefault(identity, {})
-                there.update((key, found.get(key)) for key in keys)
-            else:  # rows with different names in them: they are read anew, whole
-                names[identity], recorded[identity] = None, {}
+            names.setdefault(identity, set()).add(step.reads)
+            there = recorded.setdefault(identity, {})
+            there.update((key, found.get(key)) for key in keys)
+        for identity, different in names.items():
+            if len(different) > 1 or any("." in name for reads in different for name in reads):
+                del recorded[identity]
         values = {name: getattr(self.context, name) for name in _SHARED}
         return _Replayed(**values, live=self.context, recorded=recorded)
 

@@ -16,7 +16,7 @@ from typing import Final
 
 YOUNG: Final = 5000
 """New objects until the youngest are looked at: Python's 700 looks seven times as often, at as many."""
-MIDDLE: Final = 20
+MIDDLE: Final = 10
 NEVER: Final = 1_000_000
 """Collections of the middle ones until a full one: they are made here, not by chance."""
 SECONDS: Final = 60.0
