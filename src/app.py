@@ -32,7 +32,7 @@ from modelharbor.http.middleware import (
 from modelharbor.http.state import State
 from modelharbor.loaders.lanes import Lanes
 from modelharbor.observability.garbage import collecting
-from modelharbor.observability.logging import configure_logging
+from modelharbor.observability.logging import configure_logging, hold_no_lines
 from modelharbor.observability.metrics import Metrics
 from modelharbor.observability.sentry import init_sentry
 from modelharbor.resolvers.downloads import counting_downloads
@@ -59,6 +59,7 @@ def create_app(
             stack.push_async_callback(finish_notes)
             if is_own_process:
                 await stack.enter_async_context(collecting())
+                stack.callback(hold_no_lines)
             yield State(
                 settings=settings,
                 database=database,
@@ -89,7 +90,10 @@ def create_app(
 
 
 class Harbor(Starlette):
-    """Starlette, with a short way to `/graphql`: the same middleware, and no search for the route."""
+    """Starlette, with a short way to `/graphql`: the same middleware, and no search for the route.
+
+    Middleware that is added later, and handlers of exceptions, do not hold on the short way.
+    """
 
     def __init__(self, graphql: ASGIApp, middleware: list[Middleware], **options: Any) -> None:
         super().__init__(middleware=middleware, **options)

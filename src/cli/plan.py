@@ -1,5 +1,6 @@
 """`plan`."""
 
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -27,7 +28,10 @@ def plan(
     from modelharbor.schema import core, schema  # takes a second that no other command needs
     from modelharbor.settings import Settings
 
-    text = typer.get_text_stream("stdin").read() if str(file) == "-" else file.read_text("utf-8")
+    try:
+        text = sys.stdin.read() if str(file) == "-" else file.read_text("utf-8")
+    except UnicodeDecodeError:
+        raise Failure(f"{file} is no text in UTF-8.") from None
     try:
         found = DocumentStore(core, Settings()).get(text).operation(operation)
     except InvalidDocument as error:
@@ -40,7 +44,7 @@ def plan(
     values = found.coerce(given) if isinstance(given, dict) else None
     if values is None:
         raise Failure("--variables does not fit the operation: give what it requires.")
-    made = found.plan(schema, values)
+    made = found.planned(schema, values)
     if isinstance(made, str):
         raise Failure(f"No plan, graphql-core runs it: {made}.")
     reads = [

@@ -20,7 +20,7 @@ from graphql import (
 
 from .price import Composite, Price, Prices, composite
 
-Selected: TypeAlias = tuple[SelectionNode, Composite | None]
+Picked: TypeAlias = tuple[SelectionNode, Composite | None]
 """A selection and the type that it is made on, which says its price."""
 
 
@@ -93,7 +93,7 @@ class _Reading:
         return True
 
     def fields(
-        self, selected: Iterable[Selected], concrete: GraphQLObjectType, seen: set[str]
+        self, selected: Iterable[Picked], concrete: GraphQLObjectType, seen: set[str]
     ) -> Iterator[tuple[FieldNode, Composite | None]]:
         """The fields of an object of the type `concrete`, with those of its fragments, each spread once."""
         for node, parent in selected:
@@ -150,7 +150,7 @@ class _Place:
     """Prices the objects in one place of an operation."""
 
     def __init__(
-        self, reading: _Reading, selected: list[Selected], kind: Composite | None, is_page: bool
+        self, reading: _Reading, selected: list[Picked], kind: Composite | None, is_page: bool
     ) -> None:
         self.reading = reading
         self.is_page = is_page
@@ -178,7 +178,7 @@ class _Place:
             return self.shapes[0]
         return next((shape for shape in self.shapes if shape.fits(data)), self.shapes[0])
 
-    def _shapes(self, selected: list[Selected], kind: Composite | None) -> list[_Shape]:
+    def _shapes(self, selected: list[Picked], kind: Composite | None) -> list[_Shape]:
         """One for all types that have the same fields here."""
         found: dict[tuple[int, ...], _Shape] = {}
         for concrete in self.reading.types(kind):
@@ -254,7 +254,7 @@ class _Field:
         return rows.value({name: self.reading.variable(name) for name in rows.variables})
 
     def _below(self) -> _Place:
-        selected: list[Selected] = [
+        selected: list[Picked] = [
             (below, self.price.type)
             for node in self.nodes
             if node.selection_set

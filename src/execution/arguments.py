@@ -42,7 +42,9 @@ class Binder:
         function: Callable[..., Hashable],
         frozen: Frozen,
     ) -> None:
-        self.schema, self.definition, self.own, self.node = schema, definition, own, node
+        self.schema, self.definition, self.own = schema, definition, own
+        # Without what is selected below it: what is kept here outlives the document.
+        self.node = FieldNode(name=node.name, arguments=node.arguments, loc=node.loc)
         self.function, self.frozen = function, frozen
         self.names = _variables(node.arguments or ())
         self._constant: Hashable | None = None

@@ -1,10 +1,10 @@
 """From text to a document that may run: parsed, measured and validated once, then found by its SHA-256."""
 
 from collections.abc import Hashable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from hashlib import sha256
-from typing import Any
+from typing import Any, TypeAlias
 
 import strawberry
 from graphql import (
@@ -68,13 +68,10 @@ RULES = (
     OneOfInputValidationRule,
 )
 KEPT_BYTES_PER_DOCUMENT = 1024  # of text, on average; parsed it takes a hundred times that
-MOST_PLANS = (
-    8  # of one operation: one for each set of values of the variables in @skip and @include
-)
-FROZEN, FROZEN_BYTES = (
-    2048,
-    2**20,
-)  # arguments of fields that are kept, and the size of their variables
+WAYS = 8  # of an operation, by the values of its variables in @skip and @include: each is a plan
+PLANS, PLANS_BYTES = 2000, 2**24  # that are kept, and their source; a plan takes four times as much
+FROZEN, FROZEN_BYTES = 2048, 2**20  # arguments that are kept, and the variables they are made of
+Plans: TypeAlias = Kept[object, Plan | str]
 
 
 class InvalidDocument(Exception):
@@ -85,7 +82,7 @@ class InvalidDocument(Exception):
         self.problems = problems
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Operation:
     """One operation of a document, with its plans as they become needed."""
 
@@ -95,7 +92,9 @@ class Operation:
     document: DocumentNode
     variables: Variables
     frozen: Frozen
-    _plans: dict[Hashable, Plan | str] = field(default_factory=dict)
+    plans: Plans
+    _ways: dict[Hashable, object] = field(default_factory=dict)
+    """What stands for each way through `@skip` and `@include` among all plans."""
 
     @cached_property
     def kind(self) -> OperationType:
@@ -108,14 +107,20 @@ class Operation:
     def plan(self, schema: strawberry.Schema, values: VariableValues) -> Plan | str:
         """The plan for these values, or why there is none."""
         switched = tuple(values.coerced.get(name) for name in self._switches)
-        found = self._plans.get(switched)
+        way = self._ways.get(switched)
+        if way is None:
+            if len(self._ways) >= WAYS:
+                return f"more than {WAYS} ways through @skip and @include"
+            way = self._ways[switched] = object()
+        found = self.plans.get(way)
         if found is None:
-            if len(self._plans) >= MOST_PLANS:
-                return f"more than {MOST_PLANS} ways through @skip and @include"
-            found = self._plans[switched] = self._planned(schema, values)
+            made = self.planned(schema, values)
+            found = replace(made, source="") if isinstance(made, Plan) else made
+            self.plans.put(way, found, made.size if isinstance(made, Plan) else len(made))
         return found
 
-    def _planned(self, schema: strawberry.Schema, values: VariableValues) -> Plan | str:
+    def planned(self, schema: strawberry.Schema, values: VariableValues) -> Plan | str:
+        """The same, made anew, with its source."""
         try:
             selection = Selection(schema._schema, self.document, self.node, values)
             return make_plan(schema, selection, self.frozen)
@@ -164,6 +169,7 @@ class DocumentStore:
         self._valid: Kept[str, Document] = Kept(most, max(size, settings.max_query_bytes))
         self._refused: Kept[str, tuple[Problem, ...]] = Kept(most, size)
         self._frozen: Frozen = Kept(FROZEN, FROZEN_BYTES)
+        self._plans: Plans = Kept(PLANS, PLANS_BYTES)
 
     def get(self, text: str) -> Document:
         """InvalidDocument, with all its problems, for one that cannot run; PayloadTooLarge for a long text."""
@@ -231,6 +237,7 @@ class DocumentStore:
                     node,
                     Variables(self.schema, definition),
                     self._frozen,
+                    self._plans,
                 )
         if not operations:
             return (problem(BadRequest("The document has no operation.")),)

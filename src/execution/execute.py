@@ -52,12 +52,14 @@ async def run(
 
     `values`: the variables as `operation.coerce` made them, where the caller has them.
     """
+    why: str | None = None
     try:
         async with asyncio.timeout_at(deadline) as limit:
             if values is None:
                 values = operation.coerce(variables)
             plan = _plan(schema, operation, values, context)
             if isinstance(plan, str):
+                why = plan
                 return await _interpreted(schema, document, operation, variables, context, plan)
             assert values is not None
             reading = Run(plan.steps, context, values, variables)
@@ -66,7 +68,7 @@ async def run(
             except (
                 Exception
             ):  # whatever it was: graphql-core finds it too, and says it as it should be
-                replayed = reading.replayed()
+                why, replayed = UNEXPECTED, reading.replayed()
                 return await _interpreted(
                     schema, document, operation, variables, replayed, UNEXPECTED
                 )
@@ -76,7 +78,8 @@ async def run(
         if not limit.expired():
             raise
         seconds = f"{context.settings.operation_timeout_seconds:g}"
-        return Answer(errors=[problem(Timeout(f"The operation took longer than {seconds} s."))])
+        made = problem(Timeout(f"The operation took longer than {seconds} s."))
+        return Answer(errors=[made], fallback=why)
 
 
 def _plan(

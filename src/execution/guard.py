@@ -28,7 +28,7 @@ from graphql import (
 from modelharbor.errors import OperationTooComplex
 from modelharbor.settings import Settings
 
-from .price import INTROSPECTION, Composite, Prices, Rows, composite
+from .price import INTROSPECTION, Composite, Prices, RowCount, composite
 
 INTROSPECTION_DEPTH = 20  # the whole introspection query is 15 deep
 NESTING = 150  # of selections and spreads: far above every depth limit, far below Python's stack
@@ -48,7 +48,7 @@ class Cost:
 
     known: int = 0  # the cost itself
     values: int = 0  # in arguments, at all levels, and once for each time that a field is resolved
-    open: "tuple[tuple[Rows | Uses | None, Cost], ...]" = ()
+    open: "tuple[tuple[RowCount | Uses | None, Cost], ...]" = ()
 
     def value(self, variables: Mapping[str, Any] | None) -> int:
         return self.amounts(variables)[0]
@@ -121,7 +121,7 @@ def _sum(costs: Sequence[Cost]) -> Cost:
     )
 
 
-def _times(rows: Rows, cost: Cost) -> Cost:
+def _times(rows: RowCount, cost: Cost) -> Cost:
     if rows.variables or cost.open:
         return Cost(0, 0, ((rows, cost),))
     times = rows.value({})

@@ -10,7 +10,7 @@ graphql-core makes the answer from the same reads: see execute.py.
 """
 
 from collections.abc import Awaitable, Callable, Hashable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import Enum
 from typing import Any, Final, TypeAlias
 
@@ -55,14 +55,17 @@ class Step:
 class Plan:
     function: Function
     steps: dict[int, Step]
-    source: str
+    source: str = ""  # not kept where plans are run
+    size: int = 0  # of the source, in characters
 
 
 def make_plan(schema: strawberry.Schema, selection: Selection, frozen: Frozen) -> Plan:
     writer = _Writer(schema, frozen)
     source = writer.written(selection)
     exec(compile(source, "<plan>", "exec"), writer.names)
-    return Plan(writer.names["plan"], writer.steps, source)
+    # Out of its own surroundings: as a cycle it would wait for the collector, and frozen for ever.
+    function = writer.names.pop("plan")
+    return Plan(function, writer.steps, source, len(source))
 
 
 @dataclass(slots=True)
@@ -71,6 +74,9 @@ class _Stage:
 
     prepare: list[str] = field(default_factory=list)
     reads: list[tuple[int, str]] = field(default_factory=list)  # number of the step, call of `run`
+    by_loader: dict[type[Loader[Any, Any, Any]], list[int]] = field(default_factory=dict)
+    """Steps without arguments: those of one loader are one read."""
+    same: list[tuple[int, int]] = field(default_factory=list)  # a step, and whose read is its own
 
 
 class _Writer:
@@ -100,6 +106,7 @@ class _Writer:
         top = self.object_function(selection.root, selection.top, "top")
         lines = ["async def plan(run):", "    viewer = run.viewer"]
         for stage in self.stages:
+            self.join(stage)
             lines += [f"    {line}" for line in stage.prepare]
             lines += self.waits(stage)
         lines += self.functions
@@ -113,12 +120,34 @@ class _Writer:
             self.stages.append(_Stage())
         return self.stages[number]
 
+    def join(self, stage: _Stage) -> None:
+        """Steps of one loader become one read, of all their keys and names."""
+        for numbers in stage.by_loader.values():
+            first, *others = numbers
+            keys = f"keys{first}"
+            if others:
+                steps = [self.steps.pop(number) for number in numbers]
+                self.steps[first] = replace(
+                    steps[0],
+                    path=", ".join(step.path for step in steps),
+                    key=tuple(dict.fromkeys(name for step in steps for name in step.key)),
+                    reads=frozenset().union(*(step.reads for step in steps)),
+                )
+                keys = f"keys{first}_all"
+                each = ", ".join(f"*keys{number}" for number in numbers)
+                stage.prepare.append(f"{keys} = list(dict.fromkeys([{each}]))")
+            stage.reads.append((first, f"read({first}, {keys})"))
+            stage.same += [(other, first) for other in others]
+        stage.reads.sort()
+
     def waits(self, stage: _Stage) -> list[str]:
         if len(stage.reads) == 1:
             [(number, call)] = stage.reads
-            return [f"    found{number} = await run.{call}"]
-        begun = [f"    reading{number} = run.begin(run.{call})" for number, call in stage.reads]
-        return begun + [f"    found{number} = await reading{number}" for number, _ in stage.reads]
+            waits = [f"    found{number} = await run.{call}"]
+        else:
+            waits = [f"    reading{number} = run.begin(run.{call})" for number, call in stage.reads]
+            waits += [f"    found{number} = await reading{number}" for number, _ in stage.reads]
+        return waits + [f"    found{other} = found{first}" for other, first in stage.same]
 
     def descend(self, below: dict[str, list[Selected]], rows: str, level: int) -> None:
         """`rows` names a list of the objects that stand at one place."""
@@ -169,13 +198,15 @@ class _Writer:
         key = self.key(each, what, "row")
         keys = f"key for row in {rows} if (key := {key}) is not None"
         stage.prepare.append(f"keys{number} = list(dict.fromkeys([{keys}]))")
-        stage.reads.append((number, f"read({number}, keys{number})"))
+        if binder is None:
+            stage.by_loader.setdefault(what.loader, []).append(number)
+        else:
+            stage.reads.append((number, f"read({number}, keys{number})"))
 
     def key(self, each: Selected, what: Loaded, row: str) -> str:
         if isinstance(what.key, str):
             return f"{row}.get({what.key!r})"
-        self.names[f"key_of{each.number}"] = what.key_of
-        return f"key_of{each.number}({row})"
+        return f"{self.named(what, 'key_of', what.key_of)}({row})"
 
     def flattened(self, each: Selected, source: str, level: int) -> None:
         """The objects that stand in the values of a field, lists and nulls taken apart."""
@@ -291,13 +322,14 @@ class _Writer:
             kind, nullable = kind.of_type, False
         if is_leaf_type(kind):
             return self.leaf(kind, nullable, value)
-        name = value if value.isidentifier() else f"value{depth}"
+        # Names of their own for each field: an object written in place holds others' values.
+        name = value if value.isidentifier() else f"value{each.number}_{depth}"
         first = name if value.isidentifier() else f"({name} := {value})"
         if is_list_type(kind):
-            item = self.complete(each, kind.of_type, f"item{depth}", depth + 1)
+            item = self.complete(each, kind.of_type, f"item{each.number}_{depth}", depth + 1)
             otherwise = "null" if nullable else "unplanned"
             return (
-                f"([{item} for item{depth} in {name}] if {first}.__class__ is list"
+                f"([{item} for item{each.number}_{depth} in {name}] if {first}.__class__ is list"
                 f" else {otherwise}({name}))"
             )
         made = self.flat(each, name if nullable else value)
@@ -319,7 +351,7 @@ class _Writer:
             lambda: _coercion(kind, nullable),
         )
         or_null = f" or {name} is None" if nullable else ""
-        check = _PLAIN.get(kind.name) if kind.name in _PLAIN else None
+        check = _PLAIN.get(kind.name)
         if check is not None:
             condition = check.replace("VALUE", name)
             return f"({name} if {first}{condition}{or_null} else {coerced}({name}))"
@@ -335,14 +367,16 @@ class _Writer:
             return f"({plain}({name}) if {first}.__class__ is {of_class} else {coerced}({name}))"
         return f"{coerced}({value})"
 
-    def named(self, thing: Any, name: str) -> str:
-        return self.kept(("thing", id(thing)), name, lambda: thing)
+    def named(self, thing: Any, name: str, value: Any = None) -> str:
+        """`value` stands under the name, where it is not the thing itself."""
+        return self.kept(("thing", id(thing)), name, lambda: thing if value is None else value)
 
     def kept(self, identity: Hashable, name: str, make: Callable[[], Any]) -> str:
         """The name in the plan's source under which a thing of its surroundings stands."""
         found = self.made.get(identity)
         if found is None:
-            name = name if name.isidentifier() else "function"
+            # Begins with an underscore, as no variable of the plan and no built-in name does.
+            name = f"_{name}" if name.isidentifier() else "_function"
             found = name if name not in self.names else f"{name}_{len(self.names)}"
             self.made[identity] = found
             self.names[found] = make()

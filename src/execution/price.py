@@ -35,7 +35,7 @@ Composite: TypeAlias = GraphQLObjectType | GraphQLInterfaceType | GraphQLUnionTy
 
 
 @dataclass(frozen=True, slots=True)
-class Rows:
+class RowCount:
     """How many rows a field may answer: the largest of its page sizes and of its lists' lengths."""
 
     fixed: int  # of what stands in the text; 0: nothing does
@@ -63,7 +63,7 @@ class Price:
     is_page: bool  # only `nodes` and `edges` below it are paid for each row
     is_row: bool  # `nodes`, `edges`, `node`: their page has paid for the row itself
 
-    def rows(self, node: FieldNode) -> Rows:
+    def rows(self, node: FieldNode) -> RowCount:
         """How many rows `node` asks for."""
         fixed, variables = 0, []
         for argument in node.arguments or ():
@@ -72,7 +72,7 @@ class Price:
                     variables.append(argument.value.name.value)
                 else:
                     fixed = max(fixed, _literal(argument.value))
-        return Rows(fixed, tuple(variables), self.default_rows)
+        return RowCount(fixed, tuple(variables), self.default_rows)
 
 
 NO_PRICE: Final = Price(0, (), 1, None, False, False)

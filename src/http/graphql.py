@@ -209,7 +209,7 @@ class GraphQLEndpoint:
     def check_values(self, variables: Mapping[str, Any]) -> None:
         """Coercion takes some 20 µs for each value, and lets no other request have a turn."""
         limit = self.settings.max_input_values
-        value = count_values(variables, limit)
+        value = count_variable_values(variables, limit)
         if value > limit:
             message = f"The variables hold {value} input values or more; the limit is {limit}."
             error = OperationTooComplex(message, measure="inputValues", value=value, limit=limit)
@@ -392,7 +392,7 @@ def is_nested_deeper(value: Any, levels: int) -> bool:
     return any(isinstance(value, (dict, list)) for value in level)
 
 
-def count_values(variables: Mapping[str, Any], limit: int) -> int:
+def count_variable_values(variables: Mapping[str, Any], limit: int) -> int:
     """Values at all levels; counted no further than the list or object that passes the limit."""
     found = len(variables)
     waiting = list(variables.values())

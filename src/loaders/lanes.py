@@ -12,7 +12,7 @@ from contextvars import Context
 from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
-from pymongo.errors import ConnectionFailure
+from pymongo.errors import ConnectionFailure, ExecutionTimeout
 
 from modelharbor.observability.commands import CommandCount, counted
 
@@ -127,8 +127,9 @@ async def _answer(together: list[_Waiting]) -> None:
     try:
         found = dict(zip(keys, await loader.batch_load(keys), strict=True))
     except Exception as error:
-        if len(together) > 1 and not isinstance(error, ConnectionFailure):
-            await asyncio.gather(*[_answer([each]) for each in together])
+        left = [each for each in together if not each.answer.done()]
+        if _is_of_keys(error) and any(each.keys != keys for each in left):
+            await asyncio.gather(*[_answer([each]) for each in left])
             return
         for each in together:
             if not each.answer.done():
@@ -143,6 +144,12 @@ async def _answer(together: list[_Waiting]) -> None:
                 each.answer.set_result(found)
     finally:
         counted.reset(token)
-        for each in together:
-            if each.count is not None:
-                each.count.add(count)
+        # An operation may wait for it at several places.
+        for waiting in {id(each.count): each.count for each in together}.values():
+            if waiting is not None:
+                waiting.add(count)
+
+
+def _is_of_keys(error: Exception) -> bool:
+    """Whether without some of the keys it might not have happened: not when MongoDB is gone or slow."""
+    return not isinstance(error, ConnectionFailure | ExecutionTimeout)

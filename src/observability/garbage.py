@@ -5,7 +5,8 @@ documents that takes 100 to 400 ms, in the middle of some request. So what lives
 started is frozen, which takes it out of every later walk; young objects are collected as they come,
 which takes some milliseconds at most; and what grows old meanwhile is collected once a minute, and
 what survives that is frozen too, so that each full collection walks one minute's objects only.
-Frozen objects are freed like all others when nothing refers to them any more.
+Frozen objects are freed when nothing refers to them any more, but for cycles, which only a collection
+finds: once an hour all are looked at.
 """
 
 import asyncio
@@ -20,6 +21,8 @@ MIDDLE: Final = 10
 NEVER: Final = 1_000_000
 """Collections of the middle ones until a full one: they are made here, not by chance."""
 SECONDS: Final = 60.0
+ROUNDS: Final = 60
+"""Collections of new objects before one of all."""
 
 
 @asynccontextmanager
@@ -40,6 +43,8 @@ async def collecting(seconds: float = SECONDS) -> AsyncIterator[None]:
 
 async def _collect_old(seconds: float) -> None:
     while True:
-        await asyncio.sleep(seconds)
-        gc.collect()
-        gc.freeze()
+        for _ in range(ROUNDS):
+            await asyncio.sleep(seconds)
+            gc.collect()
+            gc.freeze()
+        gc.unfreeze()

@@ -1,11 +1,10 @@
 """Logs: dotted event names with `key=value`, one line each, for people or for machines."""
 
-import atexit
 import logging
 import sys
 import threading
 import time
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from contextvars import ContextVar
 from datetime import UTC, datetime
 from typing import Any, Final, TextIO
@@ -48,7 +47,7 @@ class TextFormatter(logging.Formatter):
         if second != self.second:
             self.second, self.clock = second, f"{datetime.fromtimestamp(second, UTC):%H:%M:%S}"
         words = [
-            f"{self.clock}.{int((record.created - second) * 1000 + 0.001):03}",
+            f"{self.clock}.{min(int((record.created - second) * 1000 + 0.001), 999):03}",
             record.levelname,
         ]
         words.append(_printable(record.getMessage()))
@@ -91,7 +90,7 @@ class GatheringHandler(logging.StreamHandler[TextIO]):
         super().__init__(stream)
         self._lines: list[str] = []
         self._waiting = threading.Event()
-        atexit.register(self.flush)
+        self.holds = True  # False: each line is written at once
         threading.Thread(target=self._flush_in_time, name="log", daemon=True).start()
 
     def emit(self, record: logging.LogRecord) -> None:
@@ -99,7 +98,7 @@ class GatheringHandler(logging.StreamHandler[TextIO]):
             self._lines.append(self.format(record) + self.terminator)
         except Exception:
             self.handleError(record)
-        if record.levelno >= logging.WARNING or len(self._lines) >= HELD_LINES:
+        if not self.holds or record.levelno >= logging.WARNING or len(self._lines) >= HELD_LINES:
             self.flush()
         elif len(self._lines) == 1:
             self._waiting.set()
@@ -107,9 +106,11 @@ class GatheringHandler(logging.StreamHandler[TextIO]):
     def flush(self) -> None:
         with self.lock or nullcontext():
             lines, self._lines = self._lines, []
-            if lines and not self.stream.closed:
-                self.stream.write("".join(lines))
-                self.stream.flush()
+            # Nobody reads, or the disk is full: lines are lost, and no request fails for it.
+            with suppress(OSError, ValueError):
+                if lines:
+                    self.stream.write("".join(lines))
+                    self.stream.flush()
 
     def _flush_in_time(self) -> None:
         while True:
@@ -117,6 +118,14 @@ class GatheringHandler(logging.StreamHandler[TextIO]):
             time.sleep(HELD_SECONDS)
             self._waiting.clear()
             self.flush()
+
+
+def hold_no_lines() -> None:
+    """From now on each line is written at once: the process ends, and nobody says when."""
+    for handler in logging.getLogger().handlers:
+        if isinstance(handler, GatheringHandler):
+            handler.holds = False
+            handler.flush()
 
 
 def configure_logging(settings: Settings) -> None:

@@ -69,6 +69,13 @@ async def test_without_a_plan_the_reason_is_told_in_one_line(
     assert done.err.count("\n") == 1
 
 
+async def test_a_file_that_is_no_text(run: Run, file: Path) -> None:
+    file.write_bytes(b"\xff")
+    assert await run("plan", str(file)) == Done(
+        1, "", f"modelharbor: {file} is no text in UTF-8.\n"
+    )
+
+
 async def test_a_file_that_is_not_there(run: Run, file: Path) -> None:
     line = f"modelharbor: {file}: No such file or directory\n"
     assert await run("plan", str(file)) == Done(1, "", line)

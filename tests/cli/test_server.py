@@ -36,6 +36,7 @@ async def test_help_names_every_command(run: Run) -> None:
         "member Who belongs to an organization, and as what.",
         "token API tokens.",
         "schema The served GraphQL schema.",
+        "plan Show how an operation runs: its reads, and the function that its document is compiled to.",
         "doctor Check engines, indexes and storage, and say what to do.",
     ):
         assert words in " ".join(whole.out.replace("│", "").split())
@@ -168,6 +169,9 @@ async def test_it_serves_until_it_is_told_to_end(
         finally:
             process.kill()
     assert (tmp_path / "secret.key").stat().st_mode & 0o777 == 0o600
+    told = (tmp_path / "server.log").read_text()
+    assert "http.request" in told
+    assert "Finished server process" in told
 
 
 def answers(port: int) -> bool:

@@ -1,13 +1,19 @@
 """Documents are read once, and what reading them may cost is bounded."""
 
+import gc
+import weakref
 from typing import Any
 
 import pytest
 from graphql import DocumentNode, parse
+from graphql.execution.values import VariableValues
 
 from modelharbor.errors import BadRequest, PayloadTooLarge
 from modelharbor.execution.documents import DocumentStore, InvalidDocument
 from modelharbor.execution.kept import Kept
+from modelharbor.execution.plan import Plan
+from modelharbor.schema import core
+from modelharbor.schema import schema as served
 from modelharbor.settings import Settings
 from tests.http.serving import schema
 
@@ -72,6 +78,67 @@ def test_what_is_kept_is_bounded_by_size_too() -> None:
     assert (len(kept), kept.get("b"), kept.bytes) == (2, "B2", 11)
     kept.put("d", "D", 101)
     assert (len(kept), kept.bytes) == (0, 0)
+
+
+def plans_of(text: str, store: DocumentStore, count: int) -> list["weakref.ref[Any]"]:
+    """The functions of the plans of so many documents that differ in their text."""
+    found = []
+    for number in range(count):
+        operation = store.get(f"{text}#{number}").operation(None)
+        plan = operation.plan(served, VariableValues({}, {}))
+        assert isinstance(plan, Plan)
+        assert plan.source == ""
+        found.append(weakref.ref(plan.function))
+    return found
+
+
+def test_plans_are_bounded_by_their_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("modelharbor.execution.documents.PLANS_BYTES", 3000)
+    store = DocumentStore(core, SETTINGS)
+    alive = [each() is not None for each in plans_of("{viewer{login}}", store, 20)]
+    assert not any(alive[:10])
+    assert all(alive[-2:])
+
+
+def test_a_plan_that_is_driven_out_is_freed_without_the_collector(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """What the collector has frozen it would never free."""
+    monkeypatch.setattr("modelharbor.execution.documents.PLANS", 1)
+    store = DocumentStore(core, SETTINGS)
+    text = "query($a: String) { models(search: $a) { nodes { owner { login } tags } } }"
+    gc.collect()
+    gc.freeze()
+    gc.disable()
+    try:
+        alive = [each() is not None for each in plans_of(text, store, 5)]
+    finally:
+        gc.enable()
+        gc.unfreeze()
+    assert alive == [False, False, False, False, True]
+
+
+def test_arguments_that_are_kept_hold_no_document() -> None:
+    store = DocumentStore(
+        core, SETTINGS.model_copy(update={"document_cache_size": 1, "max_query_bytes": 1024})
+    )
+    text = "query($a: String) { models(filter: {name: {eq: $a}}) { nodes { name } } }"
+    document = store.get(text)
+    operation = document.operation(None)
+    values = operation.coerce({"a": "x"})
+    assert values is not None
+    plan = operation.plan(served, values)
+    assert isinstance(plan, Plan)
+    binder = plan.steps[0].binder
+    assert binder is not None
+    binder(values, {"a": "x"})
+    assert len(store._frozen) == 1
+    nodes = weakref.ref(operation.node)
+    del document, operation, values, plan, binder
+    store.get("{viewer{login}}")
+    store.get("{viewer{id}}")
+    gc.collect()  # validation leaves cycles
+    assert nodes() is None
 
 
 def test_the_operation_that_is_meant(store: DocumentStore) -> None:

@@ -387,8 +387,8 @@ async def test_a_mistake_of_a_plan_is_repaired(ask: Asker, database: Database) -
         raise KeyError("a mistake")
 
     for function in (after_reading, at_once):
-        [switched] = operation._plans
-        operation._plans[switched] = replace(plan, function=function)
+        [way] = operation._ways.values()
+        operation.plans.put(way, replace(plan, function=function), 0)
         answer = await ask(DOCUMENT, viewer)
         assert (answer.data, answer.problems) == (healthy.data, [])
         assert answer.fallback == UNEXPECTED

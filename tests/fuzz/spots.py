@@ -81,7 +81,8 @@ class Spot:
 
     def _changed(self, row: Row, path: str) -> Row:
         name, _, rest = path.partition(".")
-        if name not in row:
+        typename = {"__typename"} & row.keys() if name == "kind" else set()
+        if name not in row and not typename:
             return row
         if rest:
             inner = row[name]
@@ -89,10 +90,8 @@ class Spot:
         value = VALUES[self.value]
         if value is ABSENT:
             return {key: each for key, each in row.items() if key != name}
-        changed = {**row, name: value}
-        if name == "kind" and "__typename" in row:
-            changed["__typename"] = value
-        return changed
+        # A plan's rows have the name that was made of the kind, and not always the kind itself.
+        return {**row, **dict.fromkeys(({name} & row.keys()) | typename, value)}
 
 
 def _readable() -> dict[str, list[tuple[str, str]]]:

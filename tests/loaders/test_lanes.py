@@ -8,7 +8,7 @@ from typing import Any, ClassVar, cast
 import orjson
 import pytest
 from bson import ObjectId
-from pymongo.errors import AutoReconnect
+from pymongo.errors import AutoReconnect, ExecutionTimeout
 
 from modelharbor.app import create_app
 from modelharbor.auth.links import DownloadLinks
@@ -275,6 +275,24 @@ async def test_when_the_database_is_gone_all_fail_at_once(lanes: Lanes) -> None:
     assert is_idle(lanes)
 
 
+async def test_a_database_that_is_too_slow_is_not_asked_again(lanes: Lanes) -> None:
+    """Once for each of those who waited, and at the same time: just when it can bear it least."""
+    Upper.bad["b"] = ExecutionTimeout("slow")
+    asked = [await ask(lanes, keys) for keys in ("a", "b", "c", "d")]
+    assert await all_of(*asked) == [["A0"], *[Upper.bad["b"]] * 3]
+    assert Upper.batches == [["a"], ["b", "c", "d"]]
+
+
+async def test_for_who_has_left_nothing_is_read_again(lanes: Lanes) -> None:
+    Upper.bad["x"] = Forbidden("Not x.")
+    first, gone, bad, other = [await ask(lanes, keys) for keys in ("a", "b", "x", "c")]
+    await go_on()
+    assert (await first, Upper.batches[-1]) == (["A0"], ["b", "x", "c"])
+    gone.cancel()
+    await all_of(bad, other)
+    assert Upper.batches[2:] == [["x"], ["c"]]
+
+
 async def test_who_leaves_while_waiting_harms_nobody(lanes: Lanes) -> None:
     asked = [await ask(lanes, keys) for keys in ("a", "b", "c")]
     asked[1].cancel()
@@ -381,6 +399,15 @@ async def test_commands_count_for_each_that_waited_for_them(lanes: Lanes) -> Non
     assert first_count == CommandCount(["find a"], 7, 1)
     assert second_count == third_count == CommandCount(["find bcd"], 7, 1)
     assert counted.get() is None
+
+
+async def test_a_shared_batch_counts_once_for_an_operation_that_waits_twice(lanes: Lanes) -> None:
+    count = CommandCount()
+    token = counted.set(count)
+    asked = [await ask(lanes, keys) for keys in ("a", "b", "c")]
+    counted.reset(token)
+    await all_of(*asked)
+    assert count == CommandCount(["find a", "find bc"], 14, 2)
 
 
 async def test_commands_of_a_batch_that_is_read_again_count_where_they_belong(

@@ -2,7 +2,11 @@
 
 import json
 import logging
+import os
 import sys
+from collections.abc import Iterator
+from contextlib import suppress
+from typing import TextIO
 
 import pytest
 from pydantic import ValidationError
@@ -11,6 +15,7 @@ from modelharbor.observability.logging import (
     JsonFormatter,
     TextFormatter,
     configure_logging,
+    hold_no_lines,
     log_event,
     request_id,
 )
@@ -95,3 +100,58 @@ def test_levels_are_named_in_any_case(level: str, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(root, "level", root.level)
     configure_logging(Settings(log_level=level))
     assert logging.getLevelName(root.level) == level.upper()
+
+
+@pytest.fixture
+def pipe(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[int, TextIO]]:
+    """A process's standard error, and the end at which it is read."""
+    root = logging.getLogger()
+    monkeypatch.setattr(root, "handlers", [])
+    monkeypatch.setattr(root, "level", root.level)
+    reading, writing = os.pipe()
+    stream = os.fdopen(writing, "w")
+    monkeypatch.setattr(sys, "stderr", stream)
+    configure_logging(Settings(log_level="info"))
+    yield reading, stream
+    with suppress(OSError):
+        stream.close()
+
+
+def read(reading: int) -> list[str]:
+    return os.read(reading, 65536).decode().splitlines()
+
+
+def test_lines_are_written_some_at_a_time_and_warnings_at_once(pipe: tuple[int, TextIO]) -> None:
+    reading, _ = pipe
+    log_event(log, logging.INFO, "first")
+    log_event(log, logging.INFO, "second")
+    assert [line.split()[-1] for line in read(reading)] == ["first", "second"]  # waits for them
+    log_event(log, logging.INFO, "third")
+    log.warning("now")
+    os.set_blocking(reading, False)
+    assert [line.split()[-1] for line in read(reading)] == ["third", "now"]
+
+
+def test_a_process_that_ends_holds_no_lines(pipe: tuple[int, TextIO]) -> None:
+    reading, _ = pipe
+    log_event(log, logging.INFO, "last request")
+    os.set_blocking(reading, False)
+    hold_no_lines()
+    assert [line.split(maxsplit=2)[-1] for line in read(reading)] == ["last request"]
+    log_event(log, logging.INFO, "bye")
+    assert [line.split()[-1] for line in read(reading)] == ["bye"]
+
+
+def test_nobody_who_reads_the_log_harms_nobody_who_writes_it(pipe: tuple[int, TextIO]) -> None:
+    reading, _ = pipe
+    os.close(reading)
+    log.error("lost")
+    for _ in range(600):
+        log_event(log, logging.INFO, "lost too")
+    hold_no_lines()
+    log.error("and this")
+
+
+def test_milliseconds_have_three_digits(record: logging.LogRecord) -> None:
+    record.created = 1_700_000_000.9999996
+    assert TextFormatter().format(record).startswith("22:13:20.999 ")
