@@ -6,7 +6,7 @@ import random
 import re
 import secrets
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from http import HTTPStatus
 
 from starlette.datastructures import Headers
@@ -79,7 +79,14 @@ class RequestMiddleware:
             await send(message)
 
         try:
-            await self._guarded(scope, receive, send_marked, lambda: status != 0)
+            await self.app(scope, receive, send_marked)
+        except ClientDisconnect:
+            pass  # nobody is there to answer; the log line has status 0
+        except Exception as error:
+            response = self._response_to(error, scope)
+            if status:
+                raise  # too late for an answer: reported, and cut off
+            await response(scope, receive, send_marked)
         finally:
             fields = {
                 "method": scope["method"],
@@ -92,24 +99,13 @@ class RequestMiddleware:
             log_event(log, logging.INFO, "http.request", **fields)
             request_id.reset(token)
 
-    async def _guarded(
-        self, scope: Scope, receive: Receive, send: Send, has_begun: Callable[[], bool]
-    ) -> None:
-        try:
-            await self.app(scope, receive, send)
-        except ClientDisconnect:
-            pass  # nobody is there to answer; the log line has status 0
-        except Exception as error:
-            failure = expected(error)
-            if has_begun():
-                any_problem(error, scope["path"])  # too late for an answer: reported, and cut off
-                raise
-            if failure is not None:
-                response = error_response(scope, failure)
-            else:
-                made = with_request_id(scope, [any_problem(error, scope["path"])])
-                response = json_response({"errors": made}, 500)
-            await response(scope, receive, send)
+    def _response_to(self, error: Exception, scope: Scope) -> Response:
+        """Coded where it was expected, else masked, and reported."""
+        failure = expected(error)
+        if failure is not None:
+            return error_response(scope, failure)
+        made = with_request_id(scope, [any_problem(error, scope["path"])])
+        return json_response({"errors": made}, 500)
 
 
 class HostMiddleware:

@@ -3,7 +3,7 @@
 import asyncio
 from collections import Counter
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, NamedTuple
 
 import orjson
 from bson import ObjectId
@@ -33,15 +33,11 @@ class ModelByIdLoader(RowByIdLoader):
         return self.reads.viewer.visible
 
 
-@dataclass(frozen=True, slots=True)
-class ModelName:
+class ModelName(NamedTuple):
+    """In lower case, as names are compared."""
+
     owner: str
     name: str
-
-    @property
-    def folded(self) -> "ModelName":
-        """As it is compared: in lower case."""
-        return ModelName(self.owner.lower(), self.name.lower())
 
 
 class ModelByNameLoader(Loader[ModelName | ObjectId, Row | None, None]):
@@ -62,12 +58,12 @@ class ModelByNameLoader(Loader[ModelName | ObjectId, Row | None, None]):
         for row in await self.find("models", query, self.names("owner_login_lower", "name_lower")):
             found[row["_id"]] = row
             found[ModelName(row["owner_login_lower"], row["name_lower"])] = row
-        return [found.get(key.folded if isinstance(key, ModelName) else key) for key in keys]
+        return [found.get(key) for key in keys]
 
 
 def _named(key: ModelName | ObjectId) -> Row:
     if isinstance(key, ModelName):
-        return {"owner_login_lower": key.owner.lower(), "name_lower": key.name.lower()}
+        return {"owner_login_lower": key.owner, "name_lower": key.name}
     return {"_id": key}
 
 

@@ -25,7 +25,8 @@ def log_event(log: logging.Logger, level: int, event: str, **fields: Any) -> Non
     """Values are written as given: never a token, a signature, a body or a query string."""
     if log.isEnabledFor(level):
         # Without the walk up the stack for the place of the call, which `log.log` begins with.
-        record = log.makeRecord(log.name, level, "", 0, event, (), None, extra={"fields": fields})
+        record = logging.LogRecord(log.name, level, "", 0, event, None, None)
+        record.fields = fields
         log.handle(record)
 
 

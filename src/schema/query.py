@@ -74,7 +74,7 @@ def model_wanted(
         return found.id if found and found.typename == "Model" else None
     if owner is None or name is None:
         raise BadUserInput("Give `owner` and `name`, or `id`.")
-    return ModelName(owner, name)
+    return ModelName(owner.lower(), name.lower())
 
 
 ACTIVE_ONLY: Row = conditions.one_of("state", [ModelState.ACTIVE.value])
@@ -118,7 +118,7 @@ def reference_wanted(
 ) -> ReferenceWanted:
     found = parse_reference(ref)
     return ReferenceWanted(
-        ModelName(found.owner, found.name), VersionWanted(found.number, found.alias)
+        ModelName(found.owner.lower(), found.name.lower()), VersionWanted(found.number, found.alias)
     )
 
 
