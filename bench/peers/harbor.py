@@ -8,20 +8,16 @@ from typing import Annotated, Final
 import strawberry
 import uvicorn
 from starlette.applications import Starlette
-from strawberry.schema.config import StrawberryConfig
 
 from modelharbor import app
 from modelharbor.db.base import Row
-from modelharbor.execution.declaration import loaded, read
+from modelharbor.execution.declaration import loaded
 from modelharbor.http.server import options
 from modelharbor.loaders.base import Loader, Sharing
-from modelharbor.schema.actors import ApiToken, Membership, Organization, User
-from modelharbor.schema.files import ModelFile
-from modelharbor.schema.models import Model
+from modelharbor.schema import CONFIG, TYPES
 from modelharbor.schema.mutation import Mutation
 from modelharbor.schema.query import Query as HouseQuery
-from modelharbor.schema.scalars import SCALARS, BigInt
-from modelharbor.schema.versions import Alias, ModelVersion
+from modelharbor.schema.scalars import BigInt
 
 COLLECTION: Final = "bench_series"
 
@@ -71,21 +67,7 @@ class Query(HouseQuery):
 
 
 def make_schema() -> strawberry.Schema:
-    return strawberry.Schema(
-        Query,
-        Mutation,
-        types=[
-            Alias,
-            ApiToken,
-            Membership,
-            Model,
-            ModelFile,
-            ModelVersion,
-            Organization,
-            User,
-        ],
-        config=StrawberryConfig(default_resolver=read, scalar_map=SCALARS),
-    )
+    return strawberry.Schema(Query, Mutation, types=TYPES, config=CONFIG)
 
 
 def create_app() -> Starlette:

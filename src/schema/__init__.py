@@ -26,21 +26,20 @@ from .query import Query
 from .scalars import SCALARS
 from .versions import Alias, ModelVersion
 
-schema: Final = strawberry.Schema(
-    Query,
-    Mutation,
-    types=[
-        Alias,
-        ApiToken,
-        Membership,
-        Model,
-        ModelFile,
-        ModelVersion,
-        Organization,
-        User,
-    ],
-    config=StrawberryConfig(default_resolver=read, scalar_map=SCALARS),
+TYPES: Final = (
+    Alias,
+    ApiToken,
+    Membership,
+    Model,
+    ModelFile,
+    ModelVersion,
+    Organization,
+    User,
 )
+"""Those that interfaces and unions may answer: nothing else names them all."""
+CONFIG: Final = StrawberryConfig(default_resolver=read, scalar_map=SCALARS)
+
+schema: Final = strawberry.Schema(Query, Mutation, types=TYPES, config=CONFIG)
 
 
 core: Final[GraphQLSchema] = schema._schema
