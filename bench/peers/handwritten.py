@@ -28,7 +28,7 @@ from starlette.types import Receive, Scope, Send
 Row: TypeAlias = dict[str, Any]
 Operation: TypeAlias = Callable[[AsyncDatabase[Row], Row], Awaitable[Row]]
 
-GARBAGE_THRESHOLDS: Final = (
+GARBAGE_THRESHOLDS: Final = (5000, 10, 1_000_000)  # as our own server has them
     5000,
     10,
     1_000_000,
