@@ -29,10 +29,6 @@ Row: TypeAlias = dict[str, Any]
 Operation: TypeAlias = Callable[[AsyncDatabase[Row], Row], Awaitable[Row]]
 
 GARBAGE_THRESHOLDS: Final = (5000, 10, 1_000_000)  # as our own server has them
-    5000,
-    10,
-    1_000_000,
-)  # of `gc.set_threshold`, as our own server has them
 CONNECTIONS: Final = 100  # to MongoDB, as our own server
 PLACES: Final = 100  # operations at once, likewise
 TIMEOUT_MILLISECONDS: Final = 5_000  # of each command, likewise
