@@ -269,7 +269,7 @@ class DocumentStore:
 
 
 def _forget_tokens(document: DocumentNode) -> None:
-    """Of what is kept: places in the text stay, the tokens go. They are more than half of a parsed
+    """Of what is kept: places in the text stay, the tokens go. They are a sixth of a parsed
     document, and a chain in both directions, which only a full collection would free."""
     nothing = Token(TokenKind.SOF, 0, 0, 0, 0)
     waiting: list[Any] = [document]

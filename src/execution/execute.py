@@ -3,6 +3,7 @@ answer is not as a plan expects it."""
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, Final, TypeGuard, cast
 
@@ -64,16 +65,13 @@ async def run(
             assert values is not None
             reading = Run(plan.steps, context, values, variables)
             try:
-                return Answer(await plan.function(reading))
-            except (
-                Exception
-            ):  # whatever it was: graphql-core finds it too, and says it as it should be
-                why, replayed = UNEXPECTED, reading.replayed()
-                return await _interpreted(
-                    schema, document, operation, variables, replayed, UNEXPECTED
-                )
+                # Whatever goes wrong: graphql-core finds it too, and says it as it should be said.
+                with suppress(Exception):
+                    return Answer(await plan.function(reading))
             finally:
                 reading.end()
+            why, replayed = UNEXPECTED, reading.replayed()
+            return await _interpreted(schema, document, operation, variables, replayed, why)
     except TimeoutError:
         if not limit.expired():
             raise

@@ -1,7 +1,7 @@
 """When Python looks for cyclic garbage, so that no request waits for it: measured in docs/performance.md.
 
 A full collection walks every object that lives: with the schema, the modules and a thousand parsed
-documents that takes 100 to 400 ms, in the middle of some request. So what lives when the server has
+documents that takes 70 to 100 ms, in the middle of some request. So what lives when the server has
 started is frozen, which takes it out of every later walk; young objects are collected as they come,
 which takes some milliseconds at most; and what grows old meanwhile is collected once a minute, and
 what survives that is frozen too, so that each full collection walks one minute's objects only.
