@@ -99,6 +99,16 @@ class PersistedQueryNotFound(HarborError):
     code, status = "PERSISTED_QUERY_NOT_FOUND", 200  # Apollo's clients expect 200 and send the text
 
 
+class CursorExpired(HarborError):
+    """What a subscription should go on from is no longer kept: read anew, then subscribe without it."""
+
+    code, status = "CURSOR_EXPIRED", 410
+
+
+class RateLimited(HarborError):
+    code, status = "RATE_LIMITED", 429
+
+
 class Timeout(HarborError):
     code, status = "TIMEOUT", 504
 

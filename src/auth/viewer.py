@@ -16,7 +16,7 @@ from modelharbor.errors import Unauthenticated
 
 from .permissions import OPEN, PERMISSIONS
 
-PUBLIC, INTERNAL = "public", "internal"
+PUBLIC, INTERNAL, OPERATOR = "public", "internal", "operator"
 NOTHING: frozenset[Permission] = frozenset()
 
 
@@ -37,6 +37,13 @@ def model_principals(model: Mapping[str, Any]) -> list[str]:
         return [INTERNAL]
     actors = dict.fromkeys([model["owner_id"], *(grant["actor_id"] for grant in model["grants"])])
     return [actor_principal(actor) for actor in actors]
+
+
+def job_principals(*actor_ids: ObjectId | None) -> list[str]:
+    """Who may see a job: operators, who asked for it, and who owns what it is about or belongs to
+    the organization that does."""
+    actors = dict.fromkeys(each for each in actor_ids if each is not None)
+    return [OPERATOR, *map(actor_principal, actors)]
 
 
 @dataclass(frozen=True)
@@ -72,15 +79,16 @@ class Viewer:
 
     @cached_property
     def principals(self) -> tuple[str, ...]:
-        """For `principals: {$in: …}` in every filter over models."""
+        """For `principals: {$in: …}` in every filter over models and jobs."""
+        operator = (OPERATOR,) if self.operates else ()
         if self.reads_as is None:
-            return (PUBLIC,)
+            return (PUBLIC, *operator)
         mine = [self.reads_as, *sorted(self.belongs)]
-        return (PUBLIC, INTERNAL, *map(actor_principal, mine))
+        return (PUBLIC, INTERNAL, *operator, *map(actor_principal, mine))
 
     @cached_property
     def visible(self) -> Row:
-        """The filter of models that this viewer may see."""
+        """The filter of models and jobs that this viewer may see."""
         principals = self.principals
         return {"principals": principals[0] if len(principals) == 1 else {"$in": list(principals)}}
 

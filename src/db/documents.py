@@ -6,6 +6,7 @@ from .downloads import DownloadDayDocument
 from .events import EventDocument
 from .files import BlobDocument, FileDocument
 from .idempotency import IdempotencyDocument
+from .jobs import JobDocument, JobLogDocument
 from .models import CardDocument, LikeDocument, ModelDocument
 from .tokens import TokenDocument
 from .versions import VersionDocument
@@ -23,4 +24,6 @@ DOCUMENTS: list[type[BaseDocument]] = [
     TokenDocument,
     EventDocument,
     IdempotencyDocument,
+    JobDocument,
+    JobLogDocument,
 ]

@@ -27,17 +27,45 @@ class EventKind(Enum):
     ROLE_GRANTED = "ROLE_GRANTED"
 
 
+class Stream(Enum):
+    """What an event is about: each can be followed by itself."""
+
+    MODELS = "models"
+    PEOPLE = "people"
+    JOBS = "jobs"
+    MARKS = "marks"  # set by readers of the log, to know where in it they are
+
+
 class EventDocument(BaseDocument):
-    kind: EventKind
+    stream: Stream = Stream.MODELS
+    kind: EventKind | None = None  # None: a job's, whose state says it, or a mark
+    about: list[PydanticObjectId] = []
+    """Whatever one can follow it by: the model, its owner, the version; the job, its parent."""
+    principals: list[str] = []
+    """Who may see it, as far as that was settled when it happened: of a deleted model, who could."""
     model_id: PydanticObjectId | None = None
     version_id: PydanticObjectId | None = None
     organization_id: PydanticObjectId | None = None
+    job_id: PydanticObjectId | None = None
     actor_id: PydanticObjectId | None = None  # who did it; None: the system
     before: dict[str, Any] = {}
     after: dict[str, Any] = {}
+    job: dict[str, Any] | None = None
+    """The job as it was then, without what only its worker needs."""
     comment: str | None = None
     at: datetime = Field(default_factory=utc_now)
+    position: str | None = None
+    """Its place in the log, in the order of commits: known only after it, see events/recorder.py."""
 
     class Settings:
         name = "events"
-        indexes = [IndexModel([("model_id", ASCENDING), ("_id", ASCENDING)], name="model")]
+        indexes = [
+            IndexModel([("model_id", ASCENDING), ("_id", ASCENDING)], name="model"),
+            IndexModel([("stream", ASCENDING), ("position", ASCENDING)], name="stream"),
+            IndexModel([("about", ASCENDING), ("position", ASCENDING)], name="about"),
+            IndexModel(
+                [("position", ASCENDING), ("_id", ASCENDING)],
+                name="unrecorded",
+                partialFilterExpression={"position": {"$type": "null"}},
+            ),
+        ]

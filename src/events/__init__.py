@@ -1,0 +1,1 @@
+"""The log of what happened: read live, and again from any place in it."""

@@ -1,0 +1,1 @@
+"""Jobs: put one, change its state, report its progress."""

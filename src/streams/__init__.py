@@ -1,0 +1,1 @@
+"""What subscriptions deliver: one source for each field."""

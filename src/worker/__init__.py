@@ -1,0 +1,1 @@
+"""Runs jobs: claims them, works on them, settles them."""
