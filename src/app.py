@@ -14,9 +14,13 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from modelharbor.auth.links import secret_key
 from modelharbor.auth.tokens import finish_notes
+from modelharbor.auth.watch import watching_viewers
 from modelharbor.cache.client import connect_cache
 from modelharbor.db.connection import connect
 from modelharbor.errors import HarborError
+from modelharbor.events.reader import open_reader
+from modelharbor.events.recorder import recording
+from modelharbor.execution.live import Live
 from modelharbor.http.console import console_routes, graphiql_page
 from modelharbor.http.downloads import download_routes
 from modelharbor.http.graphql import GraphQLEndpoint
@@ -60,9 +64,15 @@ def create_app(
             if is_own_process:
                 await stack.enter_async_context(collecting())
                 stack.callback(hold_no_lines)
+            reader = await stack.enter_async_context(open_reader(database, settings))
+            await stack.enter_async_context(recording(database, settings))
+            live = Live(graphql.schema, database, reader, settings)
+            stack.push_async_callback(live.close)
             yield State(
                 settings=settings,
                 database=database,
+                live=live,
+                viewers=await stack.enter_async_context(watching_viewers(database)),
                 lanes=Lanes(merged=metrics.merged_reads.inc) if settings.coalescing else None,
                 cache=await stack.enter_async_context(connect_cache(settings)),
                 storage=await stack.enter_async_context(open_storage(settings)),
@@ -102,7 +112,7 @@ class Harbor(Starlette):
             self.graphql = each.cls(self.graphql, *each.args, **each.kwargs)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http" and scope["path"] == "/graphql":
+        if scope["type"] != "lifespan" and scope["path"] == "/graphql":
             scope["app"] = self
             await self.graphql(scope, receive, send)
         else:

@@ -120,7 +120,7 @@ class Unavailable(HarborError):
 
 
 class ErrorCode(Enum):
-    """Why a mutation did not do what was asked: what a user can mend."""
+    """Why something was not done: of mutations what a user can mend, of jobs any reason."""
 
     BAD_INPUT = "BAD_INPUT"
     NOT_FOUND = "NOT_FOUND"
@@ -129,6 +129,11 @@ class ErrorCode(Enum):
     CONFLICT = "CONFLICT"
     STALE_REVISION = "STALE_REVISION"
     INVALID_TRANSITION = "INVALID_TRANSITION"
+    # Of jobs alone:
+    TIMEOUT = "TIMEOUT"
+    UNAVAILABLE = "UNAVAILABLE"
+    WORKER_DIED = "WORKER_DIED"
+    INTERNAL = "INTERNAL"
 
 
 class Refused(Exception):

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from pydantic import Field, SecretStr
+from pydantic import Field, SecretStr, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 
@@ -96,6 +96,22 @@ class Settings(BaseSettings):
         ge=1,
         description="Operations that one process runs at once; others wait for their turn.",
     )
+    max_subscriptions: int = Field(
+        default=20, ge=1, description="Operations that one WebSocket may run at once."
+    )
+    init_timeout_seconds: float = Field(
+        default=5.0, gt=0, description="How long a WebSocket may take to send `connection_init`."
+    )
+    send_queue: int = Field(
+        default=64,
+        ge=1,
+        description="Messages that wait for one client before passing ones (progress) are left out.",
+    )
+    send_timeout_seconds: float = Field(
+        default=30.0,
+        gt=0,
+        description="How long a client of a subscription may take nothing before it is closed.",
+    )
     compiled_plans: bool = Field(
         default=True,
         description="Run queries by plans compiled from their documents; without it graphql-core runs all.",
@@ -112,6 +128,40 @@ class Settings(BaseSettings):
     )
     idempotency_hours: float = Field(
         default=24.0, gt=0, description="How long an idempotency key is remembered."
+    )
+    event_days: float = Field(
+        default=30.0,
+        gt=0,
+        description="How long subscriptions can go on from a cursor (`after`).",
+    )
+    import_roots: dict[str, Path] = Field(
+        default={},
+        description="Folders that jobs may import models from: a JSON object of names and absolute paths.",
+    )
+    deleted_days: float = Field(
+        default=30.0, ge=0, description="How long a deleted model can be restored."
+    )
+    event_days: float = Field(
+        default=30.0,
+        gt=0,
+        description="How long a cursor of a subscription is good, and events of jobs are kept.",
+    )
+    job_days: float = Field(default=30.0, ge=0, description="How long jobs that ended are kept.")
+    blob_grace_hours: float = Field(
+        default=24.0, ge=0, description="How long contents are kept that no file has."
+    )
+    lease_seconds: float = Field(
+        default=15.0,
+        gt=0,
+        description="How long a worker may be silent before its jobs are given to others.",
+    )
+    drain_seconds: float = Field(
+        default=10.0,
+        ge=0,
+        description="How long a worker that is told to end lets its jobs go on; then it hands them back.",
+    )
+    worker_concurrency: int = Field(
+        default=8, ge=1, description="Jobs that one worker process runs at once."
     )
     sentry_dsn: SecretStr | None = Field(
         default=None, description="Where unexpected errors are reported."
@@ -132,3 +182,11 @@ class Settings(BaseSettings):
         pattern="^(text|json)$",
         description="`text` for people, `json` for machines.",
     )
+
+    @field_validator("import_roots")
+    @classmethod
+    def _absolute(cls, roots: dict[str, Path]) -> dict[str, Path]:
+        for name, path in roots.items():
+            if not path.is_absolute():
+                raise ValueError(f"the folder of {name!r} is no absolute path")
+        return roots

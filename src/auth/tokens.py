@@ -8,10 +8,11 @@ import hmac
 import logging
 import re
 import secrets
+from collections.abc import Sequence
 from contextvars import Context
 from datetime import UTC, datetime, timedelta
 from hashlib import sha256
-from typing import Final
+from typing import Final, NamedTuple
 
 from bson import ObjectId
 from pymongo.errors import PyMongoError
@@ -54,28 +55,36 @@ async def authenticate(database: Database, authorization: str | None) -> Viewer:
     """
     if authorization is None:
         return ANONYMOUS
-    found = TOKEN.fullmatch(_credentials(authorization))
-    if found is None:
+    token = credentials_of(authorization)
+    if token is None:
         raise Unauthenticated(REFUSED)
-    token_id, secret = ObjectId(found[1]), found[2]
-    row = await _read(database, token_id)
-    same = hmac.compare_digest(row["secret_sha256"] if row else NO_HASH, secret_hash(secret))
-    now = utc_now()
-    if row is None or not same or row["revoked_at"] is not None or not row["user"]:
+    row = (await read_tokens(database, [token.id])).get(token.id)
+    same = hmac.compare_digest(row["secret_sha256"] if row else NO_HASH, secret_hash(token.secret))
+    viewer = viewer_of(row) if row is not None and same else None
+    if viewer is None:
         raise Unauthenticated(REFUSED)
-    expires_at, last_used_at = _in_utc(row["expires_at"]), _in_utc(row["last_used_at"])
-    if expires_at is not None and expires_at <= now:
-        raise Unauthenticated(REFUSED)
-    if last_used_at is None or last_used_at <= now - USED_EVERY:
+    assert row is not None
+    last_used_at = _in_utc(row["last_used_at"])
+    if last_used_at is None or last_used_at <= utc_now() - USED_EVERY:
         # In a context of its own: the operation's count of commands does not see it.
-        note = asyncio.create_task(_note_use(database, token_id), context=Context())
+        note = asyncio.create_task(_note_use(database, token.id), context=Context())
         _notes.add(note)
         note.add_done_callback(_notes.discard)
+    return viewer
+
+
+def viewer_of(row: Row) -> Viewer | None:
+    """Who holds a token (as `read_tokens` answers it) now; None where it is no longer good."""
+    expires_at = _in_utc(row["expires_at"])
+    if row["revoked_at"] is not None or not row["user"]:
+        return None
+    if expires_at is not None and expires_at <= utc_now():
+        return None
     return Viewer(
         user=row["user"][0],
         roles={entry["organization_id"]: Role(entry["role"]) for entry in row["memberships"]},
         scopes=frozenset(map(Permission, row["scopes"])),
-        token_id=token_id,
+        token_id=row["_id"],
         expires_at=expires_at,
     )
 
@@ -89,17 +98,24 @@ async def finish_notes() -> None:
     await asyncio.gather(*_notes)
 
 
-def _credentials(authorization: str) -> str:
-    scheme, _, credentials = authorization[:LONGEST_HEADER].partition(" ")
-    return credentials.strip(" ") if scheme.lower() == "bearer" else ""
+class Credentials(NamedTuple):
+    id: ObjectId
+    secret: str
 
 
-async def _read(database: Database, token_id: ObjectId) -> Row | None:
-    """The token with its `user` and `memberships`, in one command."""
+def credentials_of(authorization: str) -> Credentials | None:
+    """What an `Authorization` header says; None for anything that is no token of ours."""
+    scheme, _, text = authorization[:LONGEST_HEADER].partition(" ")
+    found = TOKEN.fullmatch(text.strip(" ")) if scheme.lower() == "bearer" else None
+    return Credentials(ObjectId(found[1]), found[2]) if found else None
+
+
+async def read_tokens(database: Database, token_ids: Sequence[ObjectId]) -> dict[ObjectId, Row]:
+    """Tokens with their `user` and `memberships`, in one command."""
     rows = await database.aggregate(
         "tokens",
         [
-            {"$match": {"_id": token_id}},
+            {"$match": {"_id": {"$in": list(token_ids)}}},
             {
                 "$lookup": {
                     "from": "actors",
@@ -118,7 +134,7 @@ async def _read(database: Database, token_id: ObjectId) -> Row | None:
             },
         ],
     )
-    return next(iter(rows), None)
+    return {row["_id"]: row for row in rows}
 
 
 async def _note_use(database: Database, token_id: ObjectId) -> None:

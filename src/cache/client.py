@@ -1,5 +1,6 @@
 """Redis, where it helps and never where it is needed: without it every call answers as if nothing were cached."""
 
+import asyncio
 import logging
 import time
 from collections.abc import AsyncIterator
@@ -43,6 +44,16 @@ class Cache:
             return
         try:
             await self.redis.set(key, value, ex=seconds)
+        except (RedisError, OSError, TimeoutError) as error:
+            self._failed(error)
+
+    async def publish(self, channel: str, seconds: float) -> None:
+        """A message without content to whoever listens; given up after so many seconds."""
+        if time.monotonic() < self._closed_until:
+            return
+        try:
+            async with asyncio.timeout(seconds):
+                await self.redis.publish(channel, b"")
         except (RedisError, OSError, TimeoutError) as error:
             self._failed(error)
 

@@ -1,6 +1,7 @@
 """The names of everything kept in Redis."""
 
 from hashlib import sha256
+from typing import Final
 
 
 def persisted_document(document_sha256: str) -> str:
@@ -15,3 +16,7 @@ def model_count(filter_bytes: bytes) -> str:
 
 def model_facets(filter_bytes: bytes, field: str, limit: int) -> str:
     return f"mh:facet:{field}:{limit}:{sha256(filter_bytes).hexdigest()}"
+
+
+WAKING_CHANNEL: Final = "mh:jobs"
+"""Where a message without content says that jobs may wait: lost ones cost a second at most."""

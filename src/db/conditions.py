@@ -6,7 +6,7 @@ A client's own dict or operator can never come through: a piece takes scalars an
 import math
 import re
 from collections.abc import Sequence
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any, Final
 
 from modelharbor.errors import BadUserInput
@@ -141,6 +141,64 @@ def any_of(parts: Sequence[Row]) -> Row:
 
 def none_of(part: Row) -> Row:
     return {"$nor": [part]}
+
+
+def within(prefix: str, query: Row) -> Row:
+    """The conditions, on what is embedded under `prefix`."""
+    return {
+        name: [within(prefix, part) for part in value] if name == "$and" else value
+        for name, value in ((_under(prefix, name), value) for name, value in query.items())
+    }
+
+
+def _under(prefix: str, name: str) -> str:
+    return name if name.startswith("$") else f"{prefix}.{name}"
+
+
+def holds(query: Row, row: Row) -> bool:
+    """Whether a row that is at hand meets the conditions, as MongoDB would find: of equality, `$in`,
+    `$gte`, `$lte` and `$and` alone."""
+    for name, wanted in query.items():
+        if name == "$and":
+            if not all(holds(part, row) for part in wanted):
+                return False
+            continue
+        found = _found(row, name)
+        operators = wanted if isinstance(wanted, dict) else {"$in": [wanted]}
+        if not all(_meets(found, operator, bound) for operator, bound in operators.items()):
+            return False
+    return True
+
+
+def _found(row: Row, path: str) -> Any:
+    found: Any = row
+    for name in path.split("."):
+        found = found.get(name) if isinstance(found, dict) else None
+    return _comparable(found)
+
+
+def _meets(found: Any, operator: str, bound: Any) -> bool:
+    if operator == "$in":
+        values = [_comparable(value) for value in bound]
+        return found in values or (
+            isinstance(found, list) and any(_comparable(each) in values for each in found)
+        )
+    limit = _comparable(bound)
+    if type(found) is not type(limit):
+        return False  # MongoDB compares within one kind
+    if operator == "$gte":
+        return bool(found >= limit)
+    if operator == "$lte":
+        return bool(found <= limit)
+    raise ValueError(f"{operator} is not for rows that are at hand")
+
+
+def _comparable(value: Any) -> Any:
+    """Times in UTC and in whole milliseconds, as MongoDB keeps them."""
+    if not isinstance(value, datetime):
+        return value
+    aware = value if value.tzinfo else value.replace(tzinfo=UTC)
+    return aware.replace(microsecond=aware.microsecond // 1000 * 1000)
 
 
 def _text(value: str, longest: int = MAX_TEXT) -> str:

@@ -33,6 +33,8 @@ class Database:
     client: AsyncMongoClient[Row]
     data: AsyncDatabase[Row]
     query_timeout_ms: int
+    fence: Callable[[AsyncClientSession], Awaitable[None]] | None = None
+    """Runs first in every transaction: what it raises ends it, what it writes collides with others."""
     _reading: Reading = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -86,6 +88,8 @@ class Database:
         async def attempt(session: AsyncClientSession) -> T:
             nonlocal attempts
             attempts += 1
+            if self.fence is not None:
+                await self.fence(session)
             return await work(session)
 
         try:

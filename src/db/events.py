@@ -66,6 +66,6 @@ class EventDocument(BaseDocument):
             IndexModel(
                 [("position", ASCENDING), ("_id", ASCENDING)],
                 name="unrecorded",
-                partialFilterExpression={"position": {"$type": "null"}},
+                partialFilterExpression={"position": None},  # none at all, too,
             ),
         ]

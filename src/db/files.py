@@ -57,14 +57,26 @@ class FileDocument(BaseDocument):
 
 
 class BlobDocument(BaseDocument):
-    """Contents, once for each hash. `stored` is false where only the hash is known."""
+    """Contents, once for each hash. `stored` is false where only the hash is known.
+
+    How they come and go, safely at once: resolvers/blobs.py.
+    """
 
     sha256: str
     size_bytes: int
     references: int = 0  # files with this hash
     stored: bool = True
+    seen_at: datetime | None = None  # when it was last about to be used; None: at `created_at`
+    deleting_at: datetime | None = None  # since when its contents are being removed
     created_at: datetime = Field(default_factory=utc_now)
 
     class Settings:
         name = "blobs"
-        indexes = [IndexModel([("sha256", ASCENDING)], name="sha256", unique=True)]
+        indexes = [
+            IndexModel([("sha256", ASCENDING)], name="sha256", unique=True),
+            IndexModel(
+                [("references", ASCENDING), ("_id", ASCENDING)],
+                name="unused",
+                partialFilterExpression={"references": 0},
+            ),
+        ]

@@ -78,11 +78,13 @@ class JobDocument(BaseDocument):
     max_attempts: int = 5
     deaths: int = 0  # workers that died while they had it
     token: int = 0  # fencing: raised by each claim
+    touched: int = 0  # raised by transactions of its worker: whoever takes it over collides
     worker: str | None = None
     lease_until: datetime | None = None  # by the server's clock
     heartbeat_at: datetime | None = None
     progress: Progress = Field(default_factory=Progress)
     steps: list[Step] = []
+    checkpoint: dict[str, Any] | None = None  # what its handler goes on from, in the next attempt
     log_count: int = 0
     result: dict[str, Any] | None = None
     error: Failure | None = None
@@ -100,11 +102,18 @@ class JobDocument(BaseDocument):
                     ("priority", DESCENDING),
                     ("turn", ASCENDING),
                     ("_id", ASCENDING),
+                    ("kind", ASCENDING),
                 ],
                 name="queue",
             ),
             IndexModel(
-                [("state", ASCENDING), ("created_by_id", ASCENDING), ("turn", DESCENDING)],
+                [
+                    ("state", ASCENDING),
+                    ("created_by_id", ASCENDING),
+                    ("kind", ASCENDING),
+                    ("priority", ASCENDING),
+                    ("turn", DESCENDING),
+                ],
                 name="turns",
             ),
             IndexModel(

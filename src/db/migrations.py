@@ -34,9 +34,89 @@ async def _create_collection(database: Database, name: str) -> None:
         await database.data.create_collection(name)
 
 
+async def order_events(database: Database) -> None:
+    """The collections and indexes of jobs and of the log; for events of before, whom they concern, who
+    may see them, and an order: that of their ids, before all that follow. Again, it does the rest."""
+    await create_indexes(database)
+    await _create_collection(database, "log")
+    now = (await database.data.command("hello"))["operationTime"]
+    events = database.data["events"]
+    cursor = await events.aggregate(
+        [
+            {"$match": {"position": None}},
+            {
+                "$lookup": {
+                    "from": "models",
+                    "localField": "model_id",
+                    "foreignField": "_id",
+                    "as": "of",
+                }
+            },
+            {"$set": {"of": {"$first": "$of"}, "role": {"$eq": ["$kind", "ROLE_GRANTED"]}}},
+            {
+                "$set": {
+                    "owner_id": {"$ifNull": ["$organization_id", "$of.owner_id"]},
+                    "person_id": "$after.actor_id",
+                }
+            },
+            {
+                "$project": {
+                    "stream": {"$cond": ["$role", "people", "models"]},
+                    "about": _known(
+                        {
+                            "$cond": [
+                                "$role",
+                                ["$owner_id", "$person_id"],
+                                ["$model_id", "$owner_id", "$version_id"],
+                            ]
+                        }
+                    ),
+                    "principals": {
+                        "$cond": [
+                            "$role",
+                            _known([_principal("$owner_id"), _principal("$person_id")]),
+                            {"$ifNull": ["$of.principals", []]},
+                        ]
+                    },
+                    "position": {"$toString": "$_id"},  # as long, and it begins with the second too
+                }
+            },
+            {"$merge": {"into": "events", "whenMatched": "merge", "whenNotMatched": "discard"}},
+        ]
+    )
+    await cursor.to_list()
+    # Ids of this very second, or of a clock that was ahead.
+    late = {
+        "stream": {"$in": ["models", "people"]},
+        "position": {"$gte": f"{now.time:08x}{now.inc:08x}00000000"},
+    }
+    number = 0x8000_0000
+    async for row in events.find(late, {"_id": 1}).sort("_id", 1):
+        place = f"{now.time:08x}{now.inc - 1:08x}{number:08x}"
+        await events.update_one({"_id": row["_id"]}, {"$set": {"position": place}})
+        number += 1
+    # From `now` on the recorder counts, also those that an older version has written meanwhile.
+    place = f"{now.time:08x}{now.inc:08x}00000000"
+    await database.data["log"].update_one(
+        {"_id": "events"},
+        {"$setOnInsert": {"recorded": place, "began": "0" * 24, "owner": None, "until": None}},
+        upsert=True,
+    )
+
+
+def _known(array: object) -> dict[str, object]:
+    """Without what is not there: the model may be gone."""
+    return {"$filter": {"input": array, "cond": {"$gt": ["$$this", None]}}}
+
+
+def _principal(field: str) -> dict[str, object]:
+    return {"$concat": ["actor:", {"$toString": field}]}
+
+
 Migration = Callable[[Database], Awaitable[None]]
 MIGRATIONS: list[tuple[int, str, Migration]] = [
     (1, "collections and indexes", create_indexes),
+    (2, "jobs and the order of events", order_events),
 ]
 
 

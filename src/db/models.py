@@ -111,6 +111,7 @@ class ModelDocument(BaseDocument):
     created_at: datetime = Field(default_factory=utc_now)
     updated_at: datetime = Field(default_factory=utc_now)
     deleted_at: datetime | None = None
+    purging_at: datetime | None = None  # since when its rows are being removed: no way back
 
     class Settings:
         name = "models"
@@ -146,6 +147,11 @@ class ModelDocument(BaseDocument):
             IndexModel(
                 [("tags", ASCENDING), ("stats.trending_score", ASCENDING), ("_id", ASCENDING)],
                 name="tags",
+            ),
+            IndexModel(
+                [("deleted_at", ASCENDING), ("_id", ASCENDING)],
+                name="deleted",
+                partialFilterExpression={"deleted_at": {"$type": "date"}},
             ),
             *[
                 IndexModel(
@@ -195,5 +201,6 @@ class LikeDocument(BaseDocument):
     class Settings:
         name = "likes"
         indexes = [
-            IndexModel([("user_id", ASCENDING), ("model_id", ASCENDING)], name="like", unique=True)
+            IndexModel([("user_id", ASCENDING), ("model_id", ASCENDING)], name="like", unique=True),
+            IndexModel([("model_id", ASCENDING), ("_id", ASCENDING)], name="model"),
         ]

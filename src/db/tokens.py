@@ -33,4 +33,14 @@ class TokenDocument(BaseDocument):
 
     class Settings:
         name = "tokens"
-        indexes = [IndexModel([("user_id", ASCENDING), ("_id", ASCENDING)], name="user")]
+        indexes = [
+            IndexModel([("user_id", ASCENDING), ("_id", ASCENDING)], name="user"),
+            *[
+                IndexModel(
+                    [(end, ASCENDING)],
+                    name=end.removesuffix("_at"),
+                    partialFilterExpression={end: {"$type": "date"}},
+                )
+                for end in ("revoked_at", "expires_at")
+            ],
+        ]

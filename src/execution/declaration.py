@@ -4,6 +4,7 @@
 `computed(function)`    a pure function of stored values: its parameters are their names
 `loaded(Loader, …)`     a relation: one batch read for all parents of a level with equal arguments
 `rows(…)`               within a page: here the rows of the collection begin
+`streamed(function)`    a subscription: its value is the row of each event of a source
 """
 
 import inspect
@@ -16,6 +17,7 @@ from strawberry.types.field import StrawberryField
 
 from modelharbor.context import Context
 from modelharbor.loaders.base import ROOT, Loader
+from modelharbor.streams.base import Subscribed
 
 T = TypeVar("T")
 A = TypeVar("A", bound=Hashable)
@@ -37,7 +39,8 @@ class Computed:
 class Loaded:
     loader: type[Loader[Any, Any, Any]]
     key: str | tuple[str, ...] | None
-    """Stored name that holds the key; a list there loads many. A tuple: all of them are the key."""
+    """Stored name that holds the key; a list there loads many. A tuple: all of them are the key,
+    each dotted where it is embedded."""
     arguments: Callable[..., Hashable] | None
     by: Callable[..., Hashable] | None = None
     """Makes the key from the GraphQL arguments, where the parent has none: fields of Query."""
@@ -55,7 +58,7 @@ class Loaded:
             return ROOT
         if isinstance(self.key, str):
             return read(source, self.key)
-        found = tuple(read(source, name) for name in self.key)
+        found = tuple(_read_within(source, name) for name in self.key)
         return None if None in found else found
 
 
@@ -64,12 +67,26 @@ class Rows:
     pass
 
 
-Declaration: TypeAlias = Computed | Loaded | Rows
+@dataclass(frozen=True, slots=True)
+class Streamed:
+    subscribed: Callable[..., Subscribed]
+
+
+Declaration: TypeAlias = Computed | Loaded | Rows | Streamed
 
 
 def read(source: Any, name: str) -> Any:
     """The default resolver: rows are dicts, payloads are objects."""
     return source.get(name) if type(source) is dict else getattr(source, name)
+
+
+def _read_within(source: Any, path: str) -> Any:
+    """By a dotted name; None where there is nothing to look into."""
+    outer, *inner = path.split(".")
+    found = read(source, outer)
+    for name in inner:
+        found = found.get(name) if type(found) is dict else None
+    return found
 
 
 def computed(
@@ -120,18 +137,47 @@ def loaded(
         return batch.load_many(value) if isinstance(value, list) else batch.load(value)
 
     own = list(inspect.signature(resolve).parameters.values())[:2]
-    function = arguments or by
-    if function is not None:
-        given = inspect.signature(function).parameters.values()
-        own += [p.replace(kind=p.KEYWORD_ONLY) for p in given]
-        resolve.__module__ = function.__module__  # where Strawberry looks their annotations up
-    resolve.__signature__ = inspect.Signature(own)  # type: ignore[attr-defined]  # any function has it
+    _take(resolve, own, arguments or by)
     return strawberry.field(
         resolver=resolve,
         description=description,
         name=name,
         directives=directives,
         metadata={READ: what},
+    )
+
+
+def _take(
+    resolve: Callable[..., Any],
+    own: list[inspect.Parameter],
+    function: Callable[..., Any] | None,
+) -> None:
+    """Let a resolver have the parameters of `function` as its GraphQL arguments."""
+    if function is not None:
+        given = inspect.signature(function).parameters.values()
+        own += [p.replace(kind=p.KEYWORD_ONLY) for p in given]
+        resolve.__module__ = function.__module__  # where Strawberry looks their annotations up
+    resolve.__signature__ = inspect.Signature(own)  # type: ignore[attr-defined]  # any function has it
+
+
+def streamed(
+    function: Callable[..., Subscribed],
+    *,
+    description: str,
+    directives: tuple[object, ...] = (),
+) -> Any:
+    """A field of Subscription. The parameters of `function`, which says what to follow, are the
+    GraphQL arguments."""
+
+    def resolve(root: Any, info: strawberry.Info[Context, None], **given: Any) -> Any:
+        return read(root, info.python_name)
+
+    _take(resolve, list(inspect.signature(resolve).parameters.values())[:2], function)
+    return strawberry.field(
+        resolver=resolve,
+        description=description,
+        directives=directives,
+        metadata={READ: Streamed(function)},
     )
 
 

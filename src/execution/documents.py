@@ -129,6 +129,11 @@ class Operation:
         except GraphQLError:
             return "a directive that its variables do not fit"
 
+    @property
+    def has_switches(self) -> bool:
+        """Whether variables stand in `@skip` or `@include`: there are several ways through it then."""
+        return bool(self._switches)
+
     @cached_property
     def _switches(self) -> tuple[str, ...]:
         return switches(self.document, self.node)

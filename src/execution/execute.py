@@ -13,6 +13,7 @@ from graphql.execution.values import VariableValues
 from strawberry.execution import optimized_is_awaitable
 
 from modelharbor.context import Context
+from modelharbor.db.base import Row
 from modelharbor.errors import Timeout
 
 from .documents import Document, Operation
@@ -23,7 +24,7 @@ from .reading import Run
 # Strawberry's, which knows plain values by their type; it says no more than `bool` of itself.
 AWAITABLE = cast("Callable[[Any], TypeGuard[Awaitable[Any]]]", optimized_is_awaitable)
 SWITCHED_OFF: Final = "plans are switched off"
-NOT_A_QUERY: Final = "not a query"
+MUTATION: Final = "a mutation"
 INVALID_VARIABLES: Final = "variables that do not fit"
 UNEXPECTED: Final = "an answer that is not as the schema promises"
 
@@ -47,11 +48,13 @@ async def run(
     context: Context,
     deadline: float,
     values: VariableValues | None = None,
+    top: Row | None = None,
 ) -> Answer:
     """At the deadline (in the event loop's time) the answer is TIMEOUT, and a plan's reads are
     cancelled; those that others take part in, and graphql-core's, end by their `maxTimeMS`.
 
-    `values`: the variables as `operation.coerce` made them, where the caller has them.
+    `values`: the variables as `operation.coerce` made them, where the caller has them. `top`: the
+    event of a subscription, by the Python name of its field.
     """
     why: str | None = None
     try:
@@ -61,9 +64,11 @@ async def run(
             plan = _plan(schema, operation, values, context)
             if isinstance(plan, str):
                 why = plan
-                return await _interpreted(schema, document, operation, variables, context, plan)
+                return await _interpreted(
+                    schema, document, operation, variables, context, plan, top
+                )
             assert values is not None
-            reading = Run(plan.steps, context, values, variables)
+            reading = Run(plan.steps, context, values, variables, top)
             try:
                 # Whatever goes wrong: graphql-core finds it too, and says it as it should be said.
                 with suppress(Exception):
@@ -71,7 +76,7 @@ async def run(
             finally:
                 reading.end()
             why, replayed = UNEXPECTED, reading.replayed()
-            return await _interpreted(schema, document, operation, variables, replayed, why)
+            return await _interpreted(schema, document, operation, variables, replayed, why, top)
     except TimeoutError:
         if not limit.expired():
             raise
@@ -89,8 +94,8 @@ def _plan(
     """The plan, or why there is none."""
     if not context.settings.compiled_plans:
         return SWITCHED_OFF
-    if operation.kind is not OperationType.QUERY:
-        return NOT_A_QUERY
+    if operation.kind is OperationType.MUTATION:
+        return MUTATION
     if values is None:
         return INVALID_VARIABLES
     return operation.plan(schema, values)
@@ -103,12 +108,14 @@ async def _interpreted(
     variables: Mapping[str, Any],
     context: Context,
     why: str,
+    top: Row | None,
 ) -> Answer:
     """By graphql-core."""
     settings = context.settings
     result = execute(
         schema._schema,
         document.node,
+        top,
         context_value=context,
         variable_values=dict(variables),
         operation_name=operation.name,

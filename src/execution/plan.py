@@ -86,7 +86,6 @@ class _Writer:
             "Unplanned": Unplanned,
             "null": _null,
             "unplanned": _unplanned,
-            "TOP": [{}],
         }
         self.classes = {
             str(getattr(definition, "name", "")): kind
@@ -102,15 +101,15 @@ class _Writer:
 
     def written(self, selection: Selection) -> str:
         root = {selection.root.name: selection.top}
-        self.descend(root, "TOP", 0)
+        self.descend(root, "tops", 0)
         top = self.object_function(selection.root, selection.top, "top")
-        lines = ["async def plan(run):", "    viewer = run.viewer"]
+        lines = ["async def plan(run):", "    viewer, tops = run.viewer, [run.top]"]
         for stage in self.stages:
             self.join(stage)
             lines += [f"    {line}" for line in stage.prepare]
             lines += self.waits(stage)
         lines += self.functions
-        lines.append(f"    return {top}(TOP[0])")
+        lines.append(f"    return {top}(run.top)")
         return "\n".join(lines) + "\n"
 
     # ---- down: what is read

@@ -9,6 +9,7 @@ from typing import Any, Final, TypeVar
 from graphql.execution.values import VariableValues
 
 from modelharbor.context import Context
+from modelharbor.db.base import Row
 from modelharbor.loaders.base import ROOT, Loader
 
 from .failures import expected
@@ -32,7 +33,7 @@ REFUSED: Final = _Refused()
 class Run:
     """What the function of a plan is called with."""
 
-    __slots__ = ("_found", "_steps", "_tasks", "context", "given", "values", "viewer")
+    __slots__ = ("_found", "_steps", "_tasks", "context", "given", "top", "values", "viewer")
 
     def __init__(
         self,
@@ -40,7 +41,10 @@ class Run:
         context: Context,
         values: VariableValues,
         given: Mapping[str, Any],
+        top: Row | None = None,
     ) -> None:
+        """`top`: what the root fields read; the event of a subscription."""
+        self.top: Row = {} if top is None else top
         self._steps, self.context, self.viewer = steps, context, context.viewer
         self.values, self.given = values, given
         self._found: list[tuple[Step, Hashable, list[Any], Mapping[Any, Any]]] = []

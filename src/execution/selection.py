@@ -46,6 +46,7 @@ from .declaration import (
     Declaration,
     Loaded,
     Rows,
+    Streamed,
     declaration,
     is_row_of,
 )
@@ -207,6 +208,8 @@ class Selection:
             found.below[each.name] = self._selected(
                 each, collected.grouped_field_set, inner, found.path
             )
+        if isinstance(found.what, Streamed):
+            return  # its row is at hand, whole
         if found.what is None:
             # Embedded. Of what may be null, part of it could not be told from something else.
             stored, kind = found.own.python_name, found.definition.type

@@ -1,6 +1,9 @@
 """JSON answers of all routes. Errors have one shape everywhere: GraphQL's."""
 
-from collections.abc import Mapping
+import random
+import re
+import secrets
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import orjson
@@ -13,6 +16,21 @@ from modelharbor.execution.failures import Problem, problem
 REQUEST_ID = "modelharbor.request_id"  # in the ASGI scope
 OPERATION = "modelharbor.operation"  # likewise: the name of the operation that ran
 JSON = "application/json; charset=utf-8"
+_numbers = random.Random(
+    secrets.randbits(256)
+)  # an id is unique, not secret; no call of the system
+SANE = re.compile(r"[A-Za-z0-9._-]{1,128}", re.ASCII)
+
+
+def request_id_from(headers: Iterable[tuple[bytes, bytes]]) -> str:
+    """The client's, where it is a sane one, else a new one."""
+    for name, value in headers:
+        if name == b"x-request-id":
+            given = value.decode("latin-1")
+            if SANE.fullmatch(given):
+                return given
+            break
+    return f"{_numbers.getrandbits(128):032x}"
 
 
 def request_id_of(scope: Scope) -> str:

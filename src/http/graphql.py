@@ -1,24 +1,26 @@
-"""GraphQL over HTTP (https://graphql.github.io/graphql-over-http/draft/): requests in, answers out."""
+"""GraphQL over HTTP (https://graphql.github.io/graphql-over-http/draft/): requests in, answers out.
+
+Over WebSocket: sockets.py; as a stream of events: events.py.
+"""
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache, partial, wraps
 from typing import Any, Final, ParamSpec, TypeAlias, TypeVar
-from urllib.parse import unquote_to_bytes
 
 import orjson
 import strawberry
 from graphql import OperationType
-from graphql.execution.values import VariableValues
-from starlette.datastructures import URL, QueryParams
+from graphql.execution.values import VariableValues, get_variable_values
+from starlette.datastructures import URL
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from modelharbor.auth.links import DownloadLinks
 from modelharbor.auth.tokens import authenticate
-from modelharbor.auth.viewer import ANONYMOUS
+from modelharbor.auth.viewer import ANONYMOUS, Viewer
 from modelharbor.context import Context
 from modelharbor.errors import (
     BadRequest,
@@ -33,7 +35,8 @@ from modelharbor.errors import (
 from modelharbor.execution.answered import actual_cost
 from modelharbor.execution.documents import Document, DocumentStore, InvalidDocument, Operation
 from modelharbor.execution.execute import Answer, run
-from modelharbor.execution.failures import expected, problem, unexpected
+from modelharbor.execution.failures import expected, problem, request_problem, unexpected
+from modelharbor.execution.live import Asked
 from modelharbor.execution.persisted import check_hash, find, keep, named_hash
 from modelharbor.observability.commands import CommandCount, counted
 from modelharbor.observability.metrics import Metrics
@@ -48,24 +51,33 @@ from .answers import (
     request_id_of,
     with_request_id,
 )
+from .events import EVENTS, EventStream
+from .parameters import (
+    Parameters,
+    check_encoding,
+    count_variable_values,
+    from_query_string,
+    read_json,
+    read_parameters,
+)
+from .sockets import Socket
 from .state import State
 
 RESPONSE_JSON: Final = "application/graphql-response+json; charset=utf-8"
 Page: TypeAlias = Callable[[Request[State]], Awaitable[Response]]
 """Answers browsers that come without an operation."""
-NESTING = 128  # of variables and extensions: far above any input type, far below Python's stack
 COST_HEADER = b"x-modelharbor-cost"
 
 
 @dataclass(frozen=True, slots=True)
-class Parameters:
-    """What a request carries, by GET or POST; of the right types."""
+class Prepared:
+    """An operation that may run: valid, and within the limits."""
 
-    query: str | None
+    document: Document
+    operation: Operation
     variables: dict[str, Any]
-    operation_name: str | None
-    extensions: dict[str, Any]
-    document_id: object
+    values: VariableValues | None  # None: they do not fit, graphql-core tells why
+    requested: int  # its cost
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,11 +92,12 @@ class Encoded:
 class Incoming:
     """A request as ASGI hands it over; Starlette's, where more than headers and body is wanted."""
 
-    __slots__ = ("_headers", "method", "receive", "scope", "state")
+    __slots__ = ("_headers", "is_socket", "method", "receive", "scope", "state")
 
     def __init__(self, scope: Scope, receive: Receive) -> None:
         self.scope, self.receive = scope, receive
-        self.method: str = scope["method"]
+        self.is_socket: bool = scope["type"] == "websocket"
+        self.method: str = scope.get("method", "GET")
         self.state: State = scope["state"]
         self._headers: dict[bytes, bytes] = dict(reversed(scope["headers"]))
 
@@ -130,6 +143,9 @@ class GraphQLEndpoint:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         request = Incoming(scope, receive)
+        if request.is_socket:
+            await Socket(self, request, send).serve()
+            return
         answer = await self.respond(request)
         if isinstance(answer, Response):
             answer.headers.add_vary_header("Accept")
@@ -156,38 +172,44 @@ class GraphQLEndpoint:
             return await self.answer(request, media)
         except InvalidDocument as error:
             content = {"errors": with_request_id(request.scope, list(error.problems))}
-            return json_response(content, _request_error_status(media), None, media)
+            status = _request_error_status(media)
+            return json_response(content, status, None, JSON if media is EVENTS else media)
         except Exception as error:
             failure = expected(error)
             if failure is None:
                 raise  # the middleware masks and reports it
             allow = {"allow": _allowed(method)} if failure.status == 405 else {}
-            return error_response(request.scope, failure, allow, media)
+            return error_response(request.scope, failure, allow, JSON if media is EVENTS else media)
 
-    async def answer(self, request: "Incoming", media: str) -> "Encoded":
-        parameters = await self.parameters(request)
+    async def answer(self, request: "Incoming", media: str) -> "Response | Encoded":
+        prepared = await self.prepare(request, await self.parameters(request))
+        operation = prepared.operation
+        request.scope[OPERATION] = operation.name
+        if operation.kind is OperationType.MUTATION and request.method == "GET":
+            raise MethodNotAllowed("Mutations take POST.")
+        if operation.kind is OperationType.SUBSCRIPTION:
+            if not takes_events(request.header(b"accept")):
+                raise NotAcceptable(
+                    "Subscriptions run over WebSocket, or with `Accept: text/event-stream`."
+                )
+            return await EventStream.of_subscription(self, request, prepared)
+        with operation_scope(operation.kind.value, operation.name):
+            answer, cost = await self.execute(request, prepared)
+            if media is EVENTS:
+                return EventStream.of_answer(self.content(request, answer, cost)[1])
+            return self.encode(request, answer, cost, media)
+
+    async def prepare(self, request: "Incoming", parameters: Parameters) -> "Prepared":
+        """Raises InvalidDocument and HarborErrors for what cannot run."""
         self.check_values(parameters.variables)
         document = await self.document(request, parameters)
         operation = document.operation(parameters.operation_name)
-        request.scope[OPERATION] = operation.name
-        if operation.kind is OperationType.SUBSCRIPTION:
-            raise BadRequest("Subscriptions do not run over plain HTTP.")
-        if operation.kind is OperationType.MUTATION and request.method == "GET":
-            raise MethodNotAllowed("Mutations take POST.")
         values = operation.coerce(parameters.variables)
         try:
             requested = self.documents.check_cost(operation, values)
         except OperationTooComplex as error:
             raise InvalidDocument((problem(error),)) from None  # with these variables
-        with operation_scope(operation.kind.value, operation.name):
-            deadline = await self.take_place()
-            try:
-                answer, cost = await self.execute(
-                    request, document, operation, parameters, values, requested, deadline
-                )
-            finally:
-                self.places.release()
-            return self.encode(request, answer, cost, media)
+        return Prepared(document, operation, parameters.variables, values, requested)
 
     async def take_place(self) -> float:
         """A place among the running operations, first come, first served; answers when the operation's
@@ -216,47 +238,43 @@ class GraphQLEndpoint:
             raise InvalidDocument((problem(error),))
 
     async def execute(
-        self,
-        request: "Incoming",
-        document: Document,
-        operation: Operation,
-        parameters: Parameters,
-        values: VariableValues | None,
-        requested: int,
-        deadline: float,
+        self, request: "Incoming", prepared: "Prepared", viewer: Viewer | None = None
     ) -> tuple[Answer, dict[str, Any] | None]:
-        """The answer, and what it cost where that is to be told."""
-        state = request.state
-        authorization = request.header(b"authorization")
+        """The answer, and what it cost where that is to be told. `viewer`: where that is known."""
         count = CommandCount()
+        deadline = await self.take_place()
         token = counted.set(count)
         try:
-            context = Context(
-                database=state["database"],
-                cache=state["cache"],
-                lanes=state["lanes"],
-                viewer=ANONYMOUS
-                if authorization is None
-                else await authenticate(state["database"], authorization),
-                links=DownloadLinks(state["secret_key"], partial(self.base_url, request)),
-                settings=self.settings,
-                request_id=request_id_of(request.scope),
-            )
+            if viewer is None:
+                authorization = request.header(b"authorization")
+                viewer = (
+                    ANONYMOUS
+                    if authorization is None
+                    else await authenticate(request.state["database"], authorization)
+                )
+            context = self.context(request, viewer)
             answer = await run(
-                self.schema, document, operation, parameters.variables, context, deadline, values
+                self.schema,
+                prepared.document,
+                prepared.operation,
+                prepared.variables,
+                context,
+                deadline,
+                prepared.values,
             )
         finally:
             counted.reset(token)
+            self.places.release()
         self.metrics.count_operation(answer.fallback)
         cost = None
         if self.settings.debug or request.header(COST_HEADER) == "1":
             cost = {
-                "requested": requested,
+                "requested": prepared.requested,
                 "actual": actual_cost(
                     self.documents.guard.prices,
-                    document.node,
-                    operation.node,
-                    parameters.variables,
+                    prepared.document.node,
+                    prepared.operation.node,
+                    prepared.variables,
                     answer.data,
                 ),
                 "dbCommands": len(count.names),
@@ -266,13 +284,52 @@ class GraphQLEndpoint:
             }
         return answer, cost
 
+    def context(self, request: "Incoming", viewer: Viewer) -> Context:
+        state = request.state
+        return Context(
+            database=state["database"],
+            cache=state["cache"],
+            lanes=state["lanes"],
+            viewer=viewer,
+            links=DownloadLinks(state["secret_key"], partial(self.base_url, request)),
+            settings=self.settings,
+            request_id=request_id_of(request.scope),
+        )
+
+    def asked(self, request: "Incoming", prepared: "Prepared") -> Asked:
+        """A subscription, for `Live`."""
+        if prepared.values is None:  # graphql-core alone tells what is wrong with them
+            given = get_variable_values(
+                self.schema._schema,
+                prepared.operation.node.variable_definitions or (),
+                dict(prepared.variables),
+                max_errors=self.settings.max_errors,
+                hide_suggestions=not self.settings.introspection,
+            )
+            if isinstance(given, list):
+                raise InvalidDocument(tuple(request_problem(error) for error in given))
+        return Asked(
+            prepared.document,
+            prepared.operation,
+            prepared.variables,
+            prepared.values,
+            self.base_url(request),
+            partial(self.context, request),
+        )
+
     def encode(
         self, request: "Incoming", answer: Answer, cost: dict[str, Any] | None, media: str
     ) -> "Encoded":
+        is_refused, body = self.content(request, answer, cost)
+        return Encoded(_request_error_status(media) if is_refused else 200, media.encode(), body)
+
+    def content(
+        self, request: "Incoming", answer: Answer, cost: dict[str, Any] | None
+    ) -> tuple[bool, bytes]:
+        """Whether the operation was refused, and the answer in JSON."""
         content: dict[str, Any] = {}
         if answer.errors:
             content["errors"] = with_request_id(request.scope, answer.errors)
-        status = _request_error_status(media) if answer.is_refused else 200
         if not answer.is_refused:
             content["data"] = answer.data
         if cost is not None:
@@ -284,17 +341,18 @@ class GraphQLEndpoint:
         else:
             size, limit = len(body), self.settings.max_answer_bytes
             if size <= limit or answer.is_refused:
-                return Encoded(status, media.encode(), body)
+                return answer.is_refused, body
             message = f"The answer has {size} bytes; the limit is {limit}: ask for less at once."
             made = problem(OperationTooComplex(message, measure="answer", value=size, limit=limit))
         content |= {"errors": with_request_id(request.scope, [made]), "data": None}
-        return Encoded(200, media.encode(), orjson.dumps(content))
+        return False, orjson.dumps(content)
 
     def base_url(self, request: "Incoming") -> str:
         found = self.settings.public_url or URL(scope=request.scope).replace(
             path="", query="", fragment=""
         )
-        return str(found).rstrip("/")
+        address = str(found).rstrip("/")
+        return "http" + address[2:] if request.is_socket else address
 
     async def document(self, request: "Incoming", parameters: Parameters) -> Document:
         named = named_hash(parameters.document_id, parameters.extensions)
@@ -312,14 +370,14 @@ class GraphQLEndpoint:
 
     async def parameters(self, request: "Incoming") -> Parameters:
         if request.method == "GET":
-            _check_encoding(request.scope["query_string"])
-            return _checked(from_query_string(request.whole.query_params))
+            check_encoding(request.scope["query_string"])
+            return read_parameters(from_query_string(request.whole.query_params))
         _check_content(request.header(b"content-type"), request.header(b"content-encoding"))
         body = await self.body(request)
-        found = _json(body, "The body")
+        found = read_json(body, "The body")
         if not isinstance(found, dict):
             raise BadRequest("The body takes one JSON object; batches are not taken.")
-        return _checked(found)
+        return read_parameters(found)
 
     async def body(self, request: "Incoming") -> bytes:
         """Read no further than the limit, whatever the headers say, and no longer than its time."""
@@ -347,79 +405,6 @@ class GraphQLEndpoint:
                         return bytes(body)
         except TimeoutError:
             raise RequestTimeout(f"The body did not arrive within {seconds:g} s.") from None
-
-
-def _check_encoding(query_string: bytes) -> None:
-    """What reads it puts replacement characters where it is not UTF-8: another text would run."""
-    try:
-        unquote_to_bytes(query_string).decode()
-        query_string.decode("ascii")
-    except UnicodeDecodeError as error:
-        raise BadRequest("The query string is not percent-encoded UTF-8.") from error
-
-
-def from_query_string(query: QueryParams) -> dict[str, Any]:
-    found: dict[str, Any] = {
-        name: query[name] for name in ("query", "operationName", "documentId") if name in query
-    }
-    for name in ("variables", "extensions"):
-        if query.get(name):
-            found[name] = _json(query[name].encode(), f"`{name}`")
-    return found
-
-
-def _json(text: bytes, what: str) -> Any:
-    try:
-        found = orjson.loads(text)
-    except orjson.JSONDecodeError as error:
-        raise BadRequest(f"{what} is not JSON in UTF-8.") from error
-    if text.count(b"{") + text.count(b"[") > NESTING and is_nested_deeper(found, NESTING):
-        raise BadRequest(f"{what} is nested deeper than {NESTING} levels.")
-    return found
-
-
-def is_nested_deeper(value: Any, levels: int) -> bool:
-    level = [value]
-    for _ in range(levels):
-        level = [
-            child
-            for parent in level
-            if isinstance(parent, (dict, list))
-            for child in (parent.values() if isinstance(parent, dict) else parent)
-        ]
-        if not level:
-            return False
-    return any(isinstance(value, (dict, list)) for value in level)
-
-
-def count_variable_values(variables: Mapping[str, Any], limit: int) -> int:
-    """Values at all levels; counted no further than the list or object that passes the limit."""
-    found = len(variables)
-    waiting = list(variables.values())
-    while waiting and found <= limit:
-        value = waiting.pop()
-        if isinstance(value, (dict, list)):
-            found += len(value)
-            waiting += value.values() if isinstance(value, dict) else value
-    return found
-
-
-def _checked(found: Mapping[str, Any]) -> Parameters:
-    for name, kind, what in (
-        ("query", str, "a string"),
-        ("operationName", str, "a string"),
-        ("variables", dict, "an object"),
-        ("extensions", dict, "an object"),
-    ):
-        if found.get(name) is not None and not isinstance(found[name], kind):
-            raise BadRequest(f"`{name}` takes {what}.")
-    return Parameters(
-        found.get("query"),
-        found.get("variables") or {},
-        found.get("operationName") or None,
-        found.get("extensions") or {},
-        found.get("documentId"),
-    )
 
 
 @short_texts
@@ -456,9 +441,20 @@ MEDIA: Final = {
     "application/graphql-response+json": RESPONSE_JSON,
     "application/json": JSON,
     "application/*": JSON,
+    "text/event-stream": EVENTS,
     "*/*": JSON,
     "": JSON,
 }
+
+
+@short_texts
+def takes_events(accept: str | None) -> bool:
+    """Whether a stream of events is acceptable, however much something else is liked more."""
+    for part in (accept or "").split(","):
+        media, *options = part.split(";")
+        if media.strip().lower() == "text/event-stream" and _quality(options) > 0:
+            return True
+    return False
 
 
 def _quality(options: list[str]) -> float:
@@ -481,7 +477,7 @@ def _wants_page(request: Request[State]) -> bool:
 
 def _request_error_status(media: str) -> int:
     """Clients of the older media type read the body of a 200 only."""
-    return 400 if media == RESPONSE_JSON else 200
+    return 200 if media is JSON else 400
 
 
 def _allowed(method: str) -> str:

@@ -2,11 +2,8 @@
 
 import asyncio
 import logging
-import random
 import re
-import secrets
 import time
-from collections.abc import Iterable
 from http import HTTPStatus
 
 from starlette.datastructures import Headers
@@ -25,31 +22,17 @@ from .answers import (
     REQUEST_ID,
     error_response,
     json_response,
+    request_id_from,
     with_request_id,
 )
 
 log = logging.getLogger(__name__)
-_numbers = random.Random(
-    secrets.randbits(256)
-)  # an id is unique, not secret; no call of the system
-SANE = re.compile(r"[A-Za-z0-9._-]{1,128}", re.ASCII)
 PIECE_BYTES = 64 * 1024
 SAFE_HEADERS = (
     (b"x-content-type-options", b"nosniff"),
     (b"x-frame-options", b"DENY"),
     (b"referrer-policy", b"no-referrer"),
 )
-
-
-def _request_id(headers: Iterable[tuple[bytes, bytes]]) -> str:
-    """The client's, where it is a sane one, else a new one."""
-    for name, value in headers:
-        if name == b"x-request-id":
-            given = value.decode("latin-1")
-            if SANE.fullmatch(given):
-                return given
-            break
-    return f"{_numbers.getrandbits(128):032x}"
 
 
 class RequestMiddleware:
@@ -62,7 +45,7 @@ class RequestMiddleware:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        current = _request_id(scope["headers"])
+        current = request_id_from(scope["headers"])
         scope[REQUEST_ID], scope[OPERATION] = current, None
         token = request_id.set(current)
         start, status = time.perf_counter(), 0

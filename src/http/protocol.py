@@ -1,11 +1,18 @@
-"""HTTP/1.1 of uvicorn with an end to the head of a request: its own parser keeps headers of any length."""
+"""uvicorn's protocols, with what they lack: an end to the head of a request (its parser keeps headers of
+any length), a way to be rid of clients that take nothing, and a word to open connections before the
+process ends."""
 
 from http import HTTPStatus
-from typing import Final
+from typing import Any, Final
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
+from websockets.http11 import Request
 
 HEAD_BYTES: Final = 64 * 1024  # of the address and all headers, trailers included
+CUT_OFF: Final = "modelharbor.cut_off"
+"""In the ASGI scope: ends a connection whose client takes nothing any more."""
+CUT_OFF_SECONDS: Final = 10.0  # for what is on its way to a client that is only slow
 
 
 class HeadTooLarge(Exception):
@@ -29,6 +36,14 @@ class BoundedProtocol(HttpToolsProtocol):
         if self.held_bytes == held > HEAD_BYTES and not self.transport.is_closing():
             self.head_bytes = held
             self.send_400_response("")
+
+    def on_headers_complete(self) -> None:
+        super().on_headers_complete()
+        self.scope[CUT_OFF] = self.transport.abort  # type: ignore[typeddict-unknown-key]
+
+    def shutdown(self) -> None:
+        tell_closing(self.app_state)
+        super().shutdown()
 
     def send_400_response(self, msg: str) -> None:
         if self.head_bytes <= HEAD_BYTES:
@@ -62,3 +77,33 @@ class BoundedProtocol(HttpToolsProtocol):
         self.head_bytes += size
         if self.head_bytes > HEAD_BYTES:
             raise HeadTooLarge
+
+
+class SocketProtocol(WebSocketsSansIOProtocol):
+    """WebSockets that are told before the process ends, so that they close as clients like it."""
+
+    def handle_connect(self, event: Request) -> None:
+        super().handle_connect(event)
+        if self.response.status_code == 101:
+            self.scope[CUT_OFF] = self.cut_off  # type: ignore[typeddict-unknown-key]
+
+    def cut_off(self, code: int, reason: str) -> None:
+        self.queue.put_nowait({"type": "websocket.disconnect", "code": code, "reason": reason})
+        self.conn.send_close(code, reason)
+        self.transport.write(b"".join(self.conn.data_to_send()))
+        self.close_sent = True
+        self.loop.call_later(CUT_OFF_SECONDS, self.transport.abort)
+
+    def shutdown(self) -> None:
+        if self.handshake_complete and not self.close_sent and tell_closing(self.app_state):
+            return  # it is closed from there
+        super().shutdown()
+
+
+def tell_closing(state: dict[str, Any]) -> bool:
+    """Whether there is anyone to tell. More calls change nothing."""
+    live = state.get("live")
+    if live is None:
+        return False
+    live.shut()
+    return True

@@ -10,7 +10,7 @@ from pydantic import SecretStr
 
 from modelharbor.settings import Settings
 
-from .protocol import BoundedProtocol
+from .protocol import BoundedProtocol, SocketProtocol
 
 KEEP_ALIVE_SECONDS = (
     75  # longer than what proxies in front keep (nginx: 60), or they would meet closed connections
@@ -37,7 +37,9 @@ def options(host: str, port: int, workers: int) -> dict[str, Any]:
         "lifespan": "on",
         "timeout_keep_alive": KEEP_ALIVE_SECONDS,
         "timeout_graceful_shutdown": SHUTDOWN_SECONDS,
+        "ws": SocketProtocol,
         "ws_max_size": 256 * 1024,
+        "ws_per_message_deflate": False,  # a small frame may not become a large one
         "backlog": 2048,
         "proxy_headers": False,  # whoever connects could write them
         "server_header": False,
@@ -58,4 +60,4 @@ def environment(settings: Settings) -> dict[str, str]:
 def _text(value: object) -> str:
     if isinstance(value, SecretStr):
         return value.get_secret_value()
-    return str(value) if isinstance(value, (str, Path)) else json.dumps(value)
+    return str(value) if isinstance(value, (str, Path)) else json.dumps(value, default=str)

@@ -2,8 +2,10 @@
 
 from typing import TypedDict
 
+from modelharbor.auth.watch import ViewerWatch
 from modelharbor.cache.client import Cache
 from modelharbor.db.connection import Database
+from modelharbor.execution.live import Live
 from modelharbor.loaders.lanes import Lanes
 from modelharbor.resolvers.downloads import DownloadCounter
 from modelharbor.settings import Settings
@@ -15,6 +17,8 @@ class State(TypedDict):
     database: Database
     cache: Cache
     lanes: Lanes | None
+    live: Live
+    viewers: ViewerWatch
     storage: BlobStore
     downloads: DownloadCounter
     secret_key: bytes

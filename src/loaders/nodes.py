@@ -9,8 +9,9 @@ from bson import ObjectId
 from modelharbor.db.base import Row
 
 from .actors import ActorByIdLoader, MembershipByIdLoader, TokenByIdLoader
-from .base import Loader
+from .base import ROOT, Loader, Sharing
 from .files import FileByIdLoader
+from .jobs import JobByIdLoader
 from .models import ModelByIdLoader, alias_rows
 from .rows import RowByIdLoader
 from .versions import VersionByIdLoader
@@ -24,6 +25,7 @@ BY_TYPE: Final[dict[str, type[RowByIdLoader]]] = {
     "Membership": MembershipByIdLoader,
     "ApiToken": TokenByIdLoader,
     "Alias": ModelByIdLoader,
+    "Job": JobByIdLoader,
 }
 """The loader of each type. Of versions and files it does not look at who asks: `reach` does."""
 
@@ -96,3 +98,15 @@ class NodeLoader(NodesLoader):
 
     async def batch_load(self, keys: list[str]) -> list[Any]:
         return [nodes[0] for nodes in await super().batch_load(keys)]
+
+
+class NodeByTypeLoader(Loader[tuple[str, ObjectId], Row | None, None]):
+    """Objects that rows point at by type and id, which is the key."""
+
+    # Also of tokens and memberships: `principals` name the viewer, and where they belong.
+    sharing = Sharing.EQUAL_RIGHTS
+
+    async def batch_load(self, keys: list[tuple[str, ObjectId]]) -> list[Row | None]:
+        wanted = tuple(Reference(typename, found) for typename, found in keys)
+        nodes: list[Row | None] = await self.reads.loader(NodesLoader, wanted).load(ROOT)
+        return nodes

@@ -9,7 +9,7 @@ from modelharbor.db.base import Row
 from modelharbor.db.versions import VersionDocument, VersionStatus
 
 from .base import Loader, Sharing
-from .models import ModelByNameLoader, ModelName
+from .models import ModelByIdLoader, ModelByNameLoader, ModelName
 from .pages import PageLoader
 from .rows import RowByIdLoader
 
@@ -33,6 +33,26 @@ class VersionsByModelLoader(PageLoader[ObjectId]):
 
     def base(self) -> Row:
         return LISTED
+
+
+class VersionWithinModelLoader(Loader[tuple[ObjectId, ObjectId], Row | None, None]):
+    """Versions of models that need not be there any more, or be the viewer's to see.
+
+    The key is (model id, version id).
+    """
+
+    document = VersionDocument
+    sharing = Sharing.EQUAL_RIGHTS
+
+    async def batch_load(self, keys: list[tuple[ObjectId, ObjectId]]) -> list[Row | None]:
+        ids = list(dict.fromkeys(model_id for model_id, _ in keys))
+        models = await self.reads.loader(ModelByIdLoader, None).load_many(ids)
+        seen = {model["_id"] for model in models if model is not None}
+        wanted = [version_id for model_id, version_id in keys if model_id in seen]
+        query = {"_id": {"$in": wanted}, **LISTED}
+        rows = await self.find("versions", query, self.names("_id")) if wanted else []
+        by_id = {row["_id"]: row for row in rows}
+        return [by_id.get(version_id) for _, version_id in keys]
 
 
 @dataclass(frozen=True, slots=True)

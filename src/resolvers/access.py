@@ -62,7 +62,7 @@ async def model_for(
     viewer.person_id()  # nobody is refused before anything is read
     seen: dict[str, Any] = viewer.visible
     if deleted:
-        seen = {"$or": [seen, {"state": ModelState.DELETED.value}]}
+        seen = {"$or": [seen, {"state": ModelState.DELETED.value, "purging_at": None}]}
     model = await database.data["models"].find_one(
         {"_id": model_id, **seen}, session=session, max_time_ms=database.query_timeout_ms
     )

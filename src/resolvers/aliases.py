@@ -9,7 +9,7 @@ from pymongo.asynchronous.client_session import AsyncClientSession
 from modelharbor.auth.viewer import Viewer
 from modelharbor.db.base import Row, utc_now
 from modelharbor.db.connection import Database
-from modelharbor.db.events import EventDocument, EventKind
+from modelharbor.db.events import EventKind
 from modelharbor.db.models import AliasEntry
 from modelharbor.db.tokens import Permission
 from modelharbor.db.versions import VersionStatus
@@ -18,6 +18,7 @@ from modelharbor.errors import ErrorCode, Refused
 from .access import full_name, may, model_for, refuse_unless_active
 from .models import changed
 from .names import bad, valid_alias, valid_comment
+from .telling import tell_of_model
 
 MOST_ALIASES: Final = 100
 
@@ -130,17 +131,18 @@ async def set_alias_in(
         set_by_id=PydanticObjectId(user_id),
         set_at=utc_now(),
     ).model_dump()
-    await EventDocument(
-        kind=EventKind.ALIAS_SET,
-        model_id=model["_id"],
-        version_id=PydanticObjectId(version_id),
-        actor_id=PydanticObjectId(user_id),
+    await tell_of_model(
+        session,
+        EventKind.ALIAS_SET,
+        model,
+        by=user_id,
+        version_id=version_id,
         before={}
         if old is None
         else {"name": name, "version_id": old["version_id"], "protected": old["protected"]},
         after={"name": name, "version_id": version_id, "protected": keep},
         comment=comment,
-    ).insert(session=session)
+    )
     same: dict[str, Any] = {"_id": model["_id"]}
     if old is None:
         return await changed(
@@ -169,13 +171,14 @@ async def delete_alias(database: Database, viewer: Viewer, *, model_id: ObjectId
         if old["protected"]:
             may(viewer, Permission.ADMINISTER, model, "name")
         refuse_unless_active(model, "modelId")
-        await EventDocument(
-            kind=EventKind.ALIAS_DELETED,
-            model_id=model["_id"],
+        await tell_of_model(
+            session,
+            EventKind.ALIAS_DELETED,
+            model,
+            by=user_id,
             version_id=old["version_id"],
-            actor_id=PydanticObjectId(user_id),
             before={"name": name, "version_id": old["version_id"], "protected": old["protected"]},
-        ).insert(session=session)
+        )
         await changed(
             database,
             session,

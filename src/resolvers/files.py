@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from bson import ObjectId
-from pymongo import ReturnDocument, UpdateOne
+from pymongo import ReturnDocument
 from pymongo.asynchronous.client_session import AsyncClientSession
 
 from modelharbor.db.base import Row, utc_now
@@ -15,7 +15,7 @@ from modelharbor.db.models import ModelState
 from modelharbor.db.versions import VersionStatus
 from modelharbor.errors import ErrorCode, Refused
 
-BLOBS_AT_ONCE = 1000
+from .blobs import refer_to
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,37 +29,14 @@ class FileEntry:
     format: FileFormat
 
 
-async def record_blobs(database: Database, entries: Sequence[FileEntry]) -> None:
-    """Note that contents are stored. Outside of transactions: an upsert in one fails, where it would
-    wait outside, when another adds the same contents at once."""
-    for start in range(0, len(entries), BLOBS_AT_ONCE):
-        await database.data["blobs"].bulk_write(
-            [
-                UpdateOne(
-                    {"sha256": entry.sha256},
-                    {
-                        "$set": {"stored": True},
-                        "$setOnInsert": {
-                            "size_bytes": entry.size_bytes,
-                            "references": 0,
-                            "created_at": utc_now(),
-                        },
-                    },
-                    upsert=True,
-                )
-                for entry in entries[start : start + BLOBS_AT_ONCE]
-            ],
-            ordered=False,
-        )
-
-
 async def add_files(
     database: Database, session: AsyncClientSession, version: Row, entries: Sequence[FileEntry]
 ) -> Row:
     """Add files to a DRAFT, within a transaction that read `version`; answers it as it is then.
 
-    Their contents are recorded. Files that are there already, with the same contents, are left
-    alone; ALREADY_EXISTS where the contents differ, INVALID_TRANSITION unless the model is ACTIVE.
+    Their contents are announced, and recorded: CONFLICT where not. Files that are there already, with
+    the same contents, are left alone; ALREADY_EXISTS where the contents differ, INVALID_TRANSITION
+    unless the model is ACTIVE.
     """
     rows = (
         await database.data["files"]
@@ -95,14 +72,7 @@ async def add_files(
     await database.data["files"].insert_many(
         [_row(version, entry) for entry in new], session=session
     )
-    await database.data["blobs"].bulk_write(
-        [
-            UpdateOne({"sha256": digest}, {"$inc": {"references": count}})
-            for digest, count in sorted(Counter(entry.sha256 for entry in new).items())
-        ],
-        ordered=False,
-        session=session,
-    )
+    await refer_to(database, session, Counter(entry.sha256 for entry in new))
     counted = await database.data["models"].update_one(
         {"_id": version["model_id"], "state": ModelState.ACTIVE.value},
         {

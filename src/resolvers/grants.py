@@ -15,7 +15,8 @@ from modelharbor.errors import ErrorCode, Refused
 from .access import model_for, refuse_without
 from .models import changed
 from .names import bad
-from .organizations import role_event, set_membership
+from .organizations import set_membership
+from .telling import tell_of_role
 
 MOST_GRANTS: Final = 1000
 
@@ -78,10 +79,11 @@ async def _grant_on_model(
                 f"A model has at most {MOST_GRANTS} roles granted: use an organization.", "actorId"
             )
         grants.append({"actor_id": actor_id, "role": role.value})
-    await role_event(
+    await tell_of_role(
         session,
         by=viewer.person_id(),
         actor_id=actor_id,
+        owner_id=model["owner_id"],
         was=was,
         now=now,
         model_id=model["_id"],

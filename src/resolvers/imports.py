@@ -4,13 +4,13 @@ import asyncio
 import os
 import stat
 from collections.abc import AsyncIterator, Callable, Generator, Iterator, Sequence
-from contextlib import closing
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, closing
 from dataclasses import dataclass, field
 from enum import Enum
 from functools import partial
 from hashlib import sha256
 from itertools import islice
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Final
 
 from bson import ObjectId
@@ -19,20 +19,23 @@ from pymongo.asynchronous.client_session import AsyncClientSession
 from modelharbor.auth.viewer import Viewer
 from modelharbor.db.base import Row, utc_now
 from modelharbor.db.connection import Database
-from modelharbor.db.events import EventDocument, EventKind
+from modelharbor.db.events import EventKind
 from modelharbor.db.models import CardDocument, Visibility
 from modelharbor.db.tokens import Permission
 from modelharbor.db.versions import VersionStatus
 from modelharbor.errors import ErrorCode, Refused
 from modelharbor.inspection.formats import HEAD_BYTES, role_of, sniff
+from modelharbor.settings import Settings
 from modelharbor.storage.blobs import PART, BlobStore, ContentChanged
 
 from .access import full_name, may, refuse_unless_active, refuse_without
 from .aliases import set_alias
+from .blobs import announce_blobs, record_blobs
 from .cards import Card, card_fields, render_card
-from .files import FileEntry, add_files, record_blobs
+from .files import FileEntry, add_files
 from .models import changed, create_model_in, valid_model_fields
 from .names import bad, valid_alias, valid_card, valid_model_name
+from .telling import tell_of_model
 from .versions import create_version_in, files_digest, publish_version_in, valid_version_fields
 
 MAX_FILES: Final = 100_000
@@ -45,11 +48,12 @@ PUTS_AT_ONCE: Final = 8
 class Phase(Enum):
     HASHING = "hashing"
     STORING = "storing"
+    PUBLISHING = "publishing"
 
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """`done` of `total` bytes of a phase; `path` is the file at hand."""
+    """`done` of `total` bytes of a phase, of HASHING or STORING; `path` is the file at hand."""
 
     phase: Phase
     done: int
@@ -99,6 +103,11 @@ class Readme:
     notes: list[str] = field(default_factory=list)
 
 
+@asynccontextmanager
+async def _through(phase: Phase) -> AsyncIterator[None]:
+    yield
+
+
 async def local_viewer(database: Database, owner: str) -> Viewer:
     """Who has the files of the server at hand acts as the owner itself. Refused: NOT_FOUND."""
     return Viewer(user=await _owner(database, owner), scopes=frozenset(Permission))
@@ -117,6 +126,8 @@ async def import_folder(
     again: bool = False,
     max_card_bytes: int,
     report: Callable[[Progress], None],
+    within: Path | None = None,
+    phase: Callable[[Phase], AbstractAsyncContextManager[None]] = _through,
 ) -> ImportResult:
     """Register a folder as a new READY version of `owner/name`, which is made when it is missing.
 
@@ -124,7 +135,9 @@ async def import_folder(
     all the same. Contents are stored first and the version is filled as a DRAFT with right
     counters, so an import that broke off is taken up by the next one of the same folder.
 
-    Refused (`folder`, `owner`, `name`, `aliases`) before anything is written.
+    Refused (`folder`, `owner`, `name`, `aliases`) before anything is written: also where the folder
+    is not `within` that one, once links are followed. It goes through each `phase` that it needs. What
+    `report` raises ends it.
     """
     target = Target(
         viewer=viewer,
@@ -135,9 +148,10 @@ async def import_folder(
         again=again,
     )
     await _refuse_early(database, target)
-    found = await asyncio.to_thread(walk, folder)
-    readme = await asyncio.to_thread(_readme, found, max_card_bytes)
-    entries = [entry async for entry in _hashed(found, report)]
+    async with phase(Phase.HASHING):
+        found = await asyncio.to_thread(walk, folder, within)
+        readme = await asyncio.to_thread(_readme, found, max_card_bytes)
+        entries = [entry async for entry in _hashed(found, report)]
     digest = files_digest([(entry.path, entry.sha256) for entry in entries])
 
     model, version = await _known(database, target, digest)
@@ -146,19 +160,30 @@ async def import_folder(
     if model is not None and visibility not in (None, Visibility(model["visibility"])):
         readme.notes.append(f"{full_name(model)} is {model['visibility']} and stays so.")
 
-    stored_bytes = await _store(database, storage, found, entries, report)
-    version = await _claim(database, target, digest, readme.card)
-    for batch in _batches(entries, FILES_AT_ONCE):
-        if version["status"] == VersionStatus.DRAFT.value:
-            work = partial(_add, database, version["_id"], batch)
-            version = await database.transaction(work)
-    published = await database.transaction(
-        partial(_publish, database, target, version["_id"], readme.card),
-        seconds=60,  # with 100,000 files it takes a while, and nobody waits for a request
-    )
+    async with phase(Phase.STORING):
+        stored_bytes = await _store(database, storage, found, entries, report)
+    async with phase(Phase.PUBLISHING):
+        version = await _claim(database, target, digest, readme.card)
+        for batch in _batches(entries, FILES_AT_ONCE):
+            if version["status"] == VersionStatus.DRAFT.value:
+                work = partial(_add, database, version["_id"], batch)
+                version = await database.transaction(work)
+        published = await database.transaction(
+            partial(_publish, database, target, version["_id"], readme.card),
+            seconds=60,  # with 100,000 files it takes a while, and nobody waits for a request
+        )
     if published is None:  # another import of the same folder came first
         return await _recognised(database, target, version, readme.notes, stored_bytes)
     return _result(published, readme.notes, stored_bytes, is_new=True)
+
+
+async def refuse_import(
+    database: Database, session: AsyncClientSession | None, viewer: Viewer, owner: str, name: str
+) -> tuple[Row, Row | None]:
+    """What an import would refuse before it reads the folder; else the owner, and the model if there is one."""
+    found = await _owner(database, owner, session)
+    target = Target(viewer, found, valid_model_name(name, "name"), (), None, False)
+    return found, await _refuse_early(database, target, session)
 
 
 def _result(
@@ -177,17 +202,57 @@ def _result(
     )
 
 
+# What a client may name ------------------------------------------------------------------------
+
+
+def valid_folder(folder: str) -> str:
+    """A path below an import root, in one form: relative, with `/`, without `.` and `..`."""
+    if len(folder) > MAX_PATH:
+        raise bad(f"The path is longer than {MAX_PATH} characters.", "folder")
+    if not folder.isprintable() or "\\" in folder:
+        raise bad("The path has characters that no folder's name has here.", "folder")
+    path = PurePosixPath(folder)
+    if path.is_absolute() or ".." in path.parts or not path.parts:
+        raise bad("The path must lead below the source: relative, and without '..'.", "folder")
+    return str(path)
+
+
+def allowed_folder(settings: Settings, source: str, folder: str) -> tuple[Path, Path]:
+    """The root of an import source, and the folder below it; links followed in both. Blocks.
+
+    Refused (`source`, `folder`) without a word about what else is on this machine.
+    """
+    root = settings.import_roots.get(source)
+    if root is None:
+        raise Refused(ErrorCode.NOT_FOUND, "There is no such source.", "source")
+    missing = bad("There is no such folder below the source.", "folder")
+    try:
+        root = root.resolve(strict=True)
+        real = (root / valid_folder(folder)).resolve(strict=True)
+    except (OSError, RuntimeError):  # a loop is a RuntimeError before Python 3.13
+        raise missing from None
+    if not real.is_relative_to(root):
+        raise bad("The folder is a link that leads out.", "folder")
+    if not real.is_dir():
+        raise missing
+    return root, real
+
+
 # The folder -------------------------------------------------------------------------------------
 
 
-def walk(folder: Path) -> list[Found]:
+def walk(folder: Path, within: Path | None = None) -> list[Found]:
     """Its files in the order of their paths, without hidden ones. Blocks.
+
+    With `within`, what is refused is told without where links lead to: to people far from this machine.
 
     Refused (BAD_INPUT, `folder`): links that lead out or nowhere or to folders, what is neither
     file nor folder, names that are no text, too many files, none at all.
     """
     try:
         root = folder.resolve(strict=True)
+        if within is not None and not root.is_relative_to(within):
+            raise bad("The folder is a link that leads out.", "folder")
         waiting = [root]
         found: list[Found] = []
         while waiting:
@@ -198,17 +263,22 @@ def walk(folder: Path) -> list[Found]:
                     if entry.is_dir(follow_symlinks=False):
                         waiting.append(Path(entry.path))
                         continue
-                    found.append(_file(root, Path(entry.path)))
+                    found.append(_file(root, Path(entry.path), tell=within is None))
                     if len(found) > MAX_FILES:
                         raise bad(f"The folder has over {MAX_FILES:,} files: split it.", "folder")
     except (OSError, ValueError) as error:
-        raise bad(f"The folder cannot be read: {_plainly(str(error))}.", "folder") from None
+        reason = str(error) if within is None else _reason(error)
+        raise bad(f"The folder cannot be read: {_plainly(reason)}.", "folder") from None
     if not found:
         raise bad("The folder has no files (hidden ones are left out).", "folder")
     return sorted(found, key=lambda file: file.path)
 
 
-def _file(root: Path, at: Path) -> Found:
+def _reason(error: Exception) -> str:
+    return (isinstance(error, OSError) and error.strerror) or type(error).__name__
+
+
+def _file(root: Path, at: Path, *, tell: bool) -> Found:
     path = at.relative_to(root).as_posix()
     shown = _plainly(path)
     if not path.isprintable() or "\\" in path:
@@ -222,8 +292,9 @@ def _file(root: Path, at: Path) -> Found:
     except (OSError, RuntimeError):  # a loop is a RuntimeError before Python 3.13
         raise bad(f"{shown} is a link that leads nowhere: remove it.", "folder") from None
     if not real.is_relative_to(root):
+        where = f", to {real}" if tell else ""
         raise bad(
-            f"{shown} is a link out of the folder, to {real}: put the file in its place.", "folder"
+            f"{shown} is a link out of the folder{where}: put the file in its place.", "folder"
         )
     status = real.stat()
     if stat.S_ISDIR(status.st_mode):
@@ -335,6 +406,7 @@ async def _store(
     """Put what the store does not have; answers its length."""
     real = {file.path: file.real for file in found}
     first = {entry.sha256: entry for entry in reversed(entries)}
+    await announce_blobs(database, storage, list(first.values()))
     missing = [entry async for entry in _missing(database, storage, list(first.values()))]
     total, done = sum(entry.size_bytes for entry in missing), 0
     waiting = iter(missing)
@@ -343,7 +415,14 @@ async def _store(
         # Several of these share one iterator: each takes the next file when it is done with one.
         for entry in waiting:
             advance = partial(_advanced, entry.path)
-            await storage.put_file(real[entry.path], entry.sha256, advance)
+            try:
+                await storage.put_file(real[entry.path], entry.sha256, advance)
+            except ContentChanged:
+                raise Refused(
+                    ErrorCode.CONFLICT,
+                    f"{entry.path} changed while it was read. Nothing was registered: import it again.",
+                    "folder",
+                ) from None
 
     def _advanced(path: str, count: int) -> None:
         nonlocal done
@@ -354,13 +433,9 @@ async def _store(
         async with asyncio.TaskGroup() as group:
             for _ in range(PUTS_AT_ONCE):
                 group.create_task(put())
-    except ExceptionGroup as group:
-        error = group.exceptions[0]
-        if not isinstance(error, ContentChanged):
-            raise error from None
-        message = f"{error} Nothing was registered: import it again."
-        raise Refused(ErrorCode.CONFLICT, message, "folder") from None
-    await record_blobs(database, list(first.values()))
+    except BaseExceptionGroup as failures:
+        raise failures.exceptions[0] from None  # of several that fail at once, one tells enough
+    await record_blobs(database, missing)
     return total
 
 
@@ -372,7 +447,11 @@ async def _missing(
         rows = await (
             database.data["blobs"]
             .find(
-                {"sha256": {"$in": [entry.sha256 for entry in batch]}, "stored": True},
+                {
+                    "sha256": {"$in": [entry.sha256 for entry in batch]},
+                    "stored": True,
+                    "deleting_at": None,
+                },
                 {"sha256": 1},
             )
             .max_time_ms(database.query_timeout_ms)
@@ -392,9 +471,9 @@ def _batches(entries: Sequence[FileEntry], size: int) -> Iterator[Sequence[FileE
 # The model and its version ----------------------------------------------------------------------
 
 
-async def _owner(database: Database, login: str) -> Row:
+async def _owner(database: Database, login: str, session: AsyncClientSession | None = None) -> Row:
     owner = await database.data["actors"].find_one(
-        {"login_lower": login.lower()}, max_time_ms=database.query_timeout_ms
+        {"login_lower": login.lower()}, session=session, max_time_ms=database.query_timeout_ms
     )
     if owner is None:
         raise Refused(
@@ -417,9 +496,11 @@ async def _model(
     )
 
 
-async def _refuse_early(database: Database, target: Target) -> None:
-    """What the transactions would refuse: before gigabytes are read and stored."""
-    model = await _model(database, target)
+async def _refuse_early(
+    database: Database, target: Target, session: AsyncClientSession | None = None
+) -> Row | None:
+    """What the transactions would refuse: before gigabytes are read and stored. Answers the model."""
+    model = await _model(database, target, session)
     needed = [Permission.WRITE, Permission.PUBLISH]
     if target.aliases:
         needed.append(Permission.PROMOTE)
@@ -436,6 +517,7 @@ async def _refuse_early(database: Database, target: Target) -> None:
             may(target.viewer, permission, model, "name")
     if model is not None:
         refuse_unless_active(model, "name")
+    return model
 
 
 async def _known(
@@ -586,13 +668,14 @@ async def _fill(
     if has_card and not after:
         return
     digest = {} if has_card else {"card_sha256": sha256(card.markdown.encode()).hexdigest()}
-    await EventDocument(
-        kind=EventKind.MODEL_UPDATED,
-        model_id=model["_id"],
-        actor_id=viewer.user_id,
+    await tell_of_model(
+        session,
+        EventKind.MODEL_UPDATED,
+        model,
+        by=viewer.user_id,
         before={name: model[name] for name in after} | dict.fromkeys(digest),
         after={**after, **digest},
-    ).insert(session=session)
+    )
     await changed(
         database,
         session,

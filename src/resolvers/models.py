@@ -17,7 +17,7 @@ from modelharbor.auth.viewer import Viewer, model_principals
 from modelharbor.db.actors import ActorKind
 from modelharbor.db.base import Row, utc_now
 from modelharbor.db.connection import Database
-from modelharbor.db.events import EventDocument, EventKind
+from modelharbor.db.events import EventKind
 from modelharbor.db.models import (
     CardDocument,
     ModelDocument,
@@ -46,6 +46,7 @@ from .names import (
     valid_term,
     valid_text,
 )
+from .telling import tell_of_model
 from .users import actor_by_login
 
 T = TypeVar("T")
@@ -218,18 +219,19 @@ async def create_model_in(
         raise _taken(actor["login"], document.name) from None
     if card is not None:
         await _card_document(document.id, card).insert(session=session)
-    await EventDocument(
-        kind=EventKind.MODEL_CREATED,
-        model_id=document.id,
-        actor_id=PydanticObjectId(user_id),
+    row: Row = get_dict(document, to_db=True)
+    await tell_of_model(
+        session,
+        EventKind.MODEL_CREATED,
+        row,
+        by=user_id,
         after={
             "name": document.name,
             "owner_id": document.owner_id,
             "visibility": visibility.value,
             "state": ModelState.ACTIVE.value,
         },
-    ).insert(session=session)
-    row: Row = get_dict(document, to_db=True)
+    )
     return row
 
 
@@ -337,14 +339,11 @@ async def update_model(
                 before["card_sha256"], told["card_sha256"] = was, now
         if not told:
             return model
-        await EventDocument(
-            kind=EventKind.MODEL_UPDATED,
-            model_id=PydanticObjectId(model_id),
-            actor_id=PydanticObjectId(user_id),
-            before=before,
-            after=told,
-        ).insert(session=session)
-        return await advance(database, session, model, after)
+        model = await advance(database, session, model, after)
+        await tell_of_model(
+            session, EventKind.MODEL_UPDATED, model, by=user_id, before=before, after=told
+        )
+        return model
 
     return await database.transaction(work)
 
@@ -489,17 +488,19 @@ async def _transition(
         if new is ModelState.DELETED:
             fields["name_lower"] += f"#{model_id}"
             fields["deleted_at"] = fields["updated_at"] = utc_now()
-        await EventDocument(
-            kind=kind,
-            model_id=PydanticObjectId(model_id),
-            actor_id=PydanticObjectId(user_id),
+        try:
+            now = await advance(database, session, model, fields)
+        except DuplicateKeyError:
+            raise _taken(model["owner_login"], model["name"]) from None
+        await tell_of_model(
+            session,
+            kind,
+            model if new is ModelState.DELETED else now,
+            by=user_id,
             before={"state": model["state"]},
             after={"state": new.value},
             comment=comment,
-        ).insert(session=session)
-        try:
-            return await advance(database, session, model, fields)
-        except DuplicateKeyError:
-            raise _taken(model["owner_login"], model["name"]) from None
+        )
+        return now
 
     return await database.transaction(work)

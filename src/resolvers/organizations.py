@@ -1,8 +1,5 @@
 """Organizations and their members."""
 
-from typing import Any
-
-from beanie import PydanticObjectId
 from beanie.odm.utils.dump import get_dict
 from bson import ObjectId
 from pymongo.asynchronous.client_session import AsyncClientSession
@@ -11,10 +8,10 @@ from pymongo.errors import DuplicateKeyError
 from modelharbor.db.actors import ActorKind, MembershipDocument, Role
 from modelharbor.db.base import Row
 from modelharbor.db.connection import Database
-from modelharbor.db.events import EventDocument, EventKind
 from modelharbor.errors import ErrorCode, Refused
 
 from .names import bad
+from .telling import tell_of_role
 from .users import actor_by_login, list_actors, login_taken, new_actor
 
 
@@ -133,30 +130,13 @@ async def set_membership(
         await memberships.update_one(
             {"_id": old["_id"], "role": was}, {"$set": {"role": now}}, session=session
         )
-    await role_event(
+    await tell_of_role(
         session,
         by=by,
         actor_id=user["_id"],
+        owner_id=organization["_id"],
         was=was,
         now=now,
         organization_id=organization["_id"],
     )
     return True
-
-
-async def role_event(
-    session: AsyncClientSession,
-    *,
-    by: ObjectId | None,
-    actor_id: ObjectId,
-    was: str | None,
-    now: str | None,
-    **subject: Any,
-) -> None:
-    await EventDocument(
-        kind=EventKind.ROLE_GRANTED,
-        actor_id=PydanticObjectId(by) if by else None,
-        before={"actor_id": actor_id, "role": was},
-        after={"actor_id": actor_id, "role": now},
-        **subject,
-    ).insert(session=session)

@@ -14,7 +14,7 @@ from pymongo.asynchronous.client_session import AsyncClientSession
 from modelharbor.auth.viewer import Viewer
 from modelharbor.db.base import Row, utc_now
 from modelharbor.db.connection import Database
-from modelharbor.db.events import EventDocument, EventKind
+from modelharbor.db.events import EventKind
 from modelharbor.db.tokens import Permission
 from modelharbor.db.versions import VersionDocument, VersionStatus
 from modelharbor.errors import ErrorCode, Refused
@@ -35,6 +35,7 @@ from .names import (
     valid_tags,
     valid_text,
 )
+from .telling import tell_of_model
 
 CONTENTS_AT_ONCE: Final = 2_000
 PUBLISHED: Final = [VersionStatus.READY.value, VersionStatus.ARCHIVED.value]
@@ -135,38 +136,16 @@ async def create_version_in(
         **fields,
     )
     await document.insert(session=session)
-    await _tell(
+    await tell_of_model(
         session,
         EventKind.VERSION_CREATED,
-        document.model_id,
-        document.id,
-        viewer,
+        model,
+        by=user_id,
+        version_id=document.id,
         after={"number": document.number, "status": document.status.value},
     )
     row: Row = get_dict(document, to_db=True)
     return row
-
-
-async def _tell(
-    session: AsyncClientSession,
-    kind: EventKind,
-    model_id: ObjectId,
-    version_id: ObjectId,
-    viewer: Viewer,
-    *,
-    before: dict[str, Any] | None = None,
-    after: dict[str, Any] | None = None,
-    comment: str | None = None,
-) -> None:
-    await EventDocument(
-        kind=kind,
-        model_id=PydanticObjectId(model_id),
-        version_id=PydanticObjectId(version_id),
-        actor_id=PydanticObjectId(viewer.person_id()),
-        before=before or {},
-        after=after or {},
-        comment=comment,
-    ).insert(session=session)
 
 
 async def _change(
@@ -230,12 +209,12 @@ async def update_version(
             {"_id": model["_id"], "state": model["state"]},
             {"$set": {"updated_at": utc_now()}},
         )
-        await _tell(
+        await tell_of_model(
             session,
             EventKind.VERSION_UPDATED,
-            model["_id"],
-            version_id,
-            viewer,
+            model,
+            by=viewer.person_id(),
+            version_id=version_id,
             before=before,
             after=after,
         )
@@ -295,12 +274,12 @@ async def publish_version_in(
             "published_at": utc_now(),
         },
     )
-    await _tell(
+    await tell_of_model(
         session,
         EventKind.VERSION_READY,
-        model["_id"],
-        version_id,
-        viewer,
+        model,
+        by=viewer.person_id(),
+        version_id=version_id,
         before={"status": VersionStatus.DRAFT.value},
         after={"status": VersionStatus.READY.value, "digest": digest},
     )
@@ -342,12 +321,12 @@ async def archive_version(
         archived = await _change(
             database, session, version, {"status": VersionStatus.ARCHIVED.value}
         )
-        await _tell(
+        await tell_of_model(
             session,
             EventKind.VERSION_ARCHIVED,
-            model["_id"],
-            version_id,
-            viewer,
+            model,
+            by=viewer.person_id(),
+            version_id=version_id,
             before={"status": version["status"]},
             after={"status": VersionStatus.ARCHIVED.value},
             comment=comment,
@@ -387,12 +366,12 @@ async def delete_version(
             files = await _files_of(database, session, version_id)
             stored_bytes = await _own_bytes(database, session, version, files)
         await _change(database, session, version, {"status": VersionStatus.DELETED.value})
-        await _tell(
+        await tell_of_model(
             session,
             EventKind.VERSION_DELETED,
-            model["_id"],
-            version_id,
-            viewer,
+            model,
+            by=viewer.person_id(),
+            version_id=version_id,
             before={"number": version["number"], "status": version["status"]},
             after={"status": VersionStatus.DELETED.value},
             comment=comment,

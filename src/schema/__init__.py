@@ -20,15 +20,18 @@ from modelharbor.execution.declaration import read
 from . import enums  # noqa: F401  # describes the enums of the database, before any type names them
 from .actors import ApiToken, Membership, Organization, User
 from .files import ModelFile
+from .jobs import Job
 from .models import Model
 from .mutation import Mutation
 from .query import Query
 from .scalars import SCALARS
+from .subscription import Subscription
 from .versions import Alias, ModelVersion
 
 TYPES: Final = (
     Alias,
     ApiToken,
+    Job,
     Membership,
     Model,
     ModelFile,
@@ -39,7 +42,7 @@ TYPES: Final = (
 """Those that interfaces and unions may answer: nothing else names them all."""
 CONFIG: Final = StrawberryConfig(default_resolver=read, scalar_map=SCALARS)
 
-schema: Final = strawberry.Schema(Query, Mutation, types=TYPES, config=CONFIG)
+schema: Final = strawberry.Schema(Query, Mutation, Subscription, types=TYPES, config=CONFIG)
 
 
 core: Final[GraphQLSchema] = schema._schema

@@ -10,16 +10,20 @@ from typing import Any
 import strawberry
 
 from modelharbor.db.actors import Role
+from modelharbor.db.events import EventKind
 from modelharbor.db.files import FileFormat, FileRole
+from modelharbor.db.jobs import JobKind, JobState, Level
 from modelharbor.db.models import ModelState, Visibility
 from modelharbor.db.tokens import Permission
 from modelharbor.db.versions import VersionStatus
 from modelharbor.errors import ErrorCode
 
 
-def describe(kind: type[Enum], description: str, values: Mapping[str, str]) -> None:
+def describe(
+    kind: type[Enum], description: str, values: Mapping[str, str], name: str | None = None
+) -> None:
     """Make `kind` an enum of the schema. KeyError when a value has no description."""
-    strawberry.enum(kind, description=description)
+    strawberry.enum(kind, description=description, name=name)
     definition: Any = kind
     for value in definition.__strawberry_definition__.values:
         value.description = values[value.name]
@@ -112,7 +116,7 @@ describe(
 )
 describe(
     ErrorCode,
-    "Why a mutation did not do what was asked. Nothing was changed then.",
+    "Why something was not done: by a mutation, which changed nothing then, or by a job.",
     {
         "BAD_INPUT": "A value is not acceptable; the message says what to change.",
         "NOT_FOUND": "It is not there, or you may not see it.",
@@ -121,5 +125,61 @@ describe(
         "CONFLICT": "Something else stands in the way; the message says what.",
         "STALE_REVISION": "It was changed since you read it; read again.",
         "INVALID_TRANSITION": "It is not in a state from which this is possible.",
+        "TIMEOUT": "Of a job: it took too long.",
+        "UNAVAILABLE": "Of a job: something that it needs did not answer.",
+        "WORKER_DIED": "Of a job: the process that ran it died.",
+        "INTERNAL": "Of a job: a fault of the server; its log says more.",
+    },
+)
+describe(
+    JobKind,
+    "What a job does.",
+    {
+        "IMPORT_MODEL": "Takes a folder on the server in as a version of a model.",
+        "REINDEX": "Computes counters and search fields of models anew.",
+        "GARBAGE_COLLECT": "Cleans up what nothing refers to, or what has run out.",
+    },
+)
+describe(
+    JobState,
+    "Where a job is in its life.",
+    {
+        "QUEUED": "Waits for its turn.",
+        "RUNNING": "A worker has it.",
+        "RETRYING": "An attempt failed; the next one waits for its time.",
+        "SUCCEEDED": "Done; `result` says what came of it.",
+        "FAILED": "Given up; `error` says why.",
+        "CANCELLING": "Someone cancelled it; its worker stops as soon as it learns of it.",
+        "CANCELLED": "Cancelled before it was done.",
+        "DEAD": "Given up, since workers died of it.",
+    },
+)
+describe(
+    Level,
+    "How much something matters.",
+    {
+        "INFO": "To be known.",
+        "WARNING": "To be looked at.",
+        "CRITICAL": "To be acted upon.",
+    },
+    name="Severity",
+)
+describe(
+    EventKind,
+    "What happened to a model.",
+    {
+        "MODEL_CREATED": "It was made.",
+        "MODEL_UPDATED": "It was changed.",
+        "MODEL_ARCHIVED": "It was archived.",
+        "MODEL_RESTORED": "It was brought back.",
+        "MODEL_DELETED": "It was deleted.",
+        "VERSION_CREATED": "A version of it was made.",
+        "VERSION_UPDATED": "A version of it was changed.",
+        "VERSION_READY": "A version of it was published.",
+        "VERSION_ARCHIVED": "A version of it was archived.",
+        "VERSION_DELETED": "A version of it was deleted.",
+        "ALIAS_SET": "An alias was pointed at a version of it.",
+        "ALIAS_DELETED": "An alias of it was deleted.",
+        "ROLE_GRANTED": "A role on it was given or taken; told to those who own it.",
     },
 )

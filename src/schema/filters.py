@@ -10,6 +10,7 @@ import strawberry
 from modelharbor.db import conditions
 from modelharbor.db.base import Row
 from modelharbor.db.files import FileFormat
+from modelharbor.db.jobs import JobKind, JobState
 from modelharbor.db.keyset import Filter
 from modelharbor.db.models import ModelState, Visibility
 from modelharbor.db.versions import VersionStatus
@@ -133,6 +134,13 @@ def created_by(given: strawberry.ID) -> Row:
     return {"created_by_id": found.id} if found else conditions.NOTHING
 
 
+def subject(given: strawberry.ID) -> Row:
+    found = parse_global_id(given)
+    if found is None or found.name is not None:
+        return conditions.NOTHING
+    return {"subject.type": found.typename, "subject.id": found.id}
+
+
 @strawberry.input(
     description="Which models. What is given in one filter must all hold; nest 5 deep and give 50 conditions at most."
 )
@@ -196,6 +204,15 @@ class ModelVersionFilter:
     created_by: strawberry.ID | None = matching(created_by, description="Id of who made it.")
 
 
+@strawberry.input(description="Which jobs. What is given must all hold.")
+class JobFilter:
+    kind: list[JobKind] | None = matching(one_of("kind"), description="One of these kinds.")
+    state: list[JobState] | None = matching(one_of("state"), description="One of these states.")
+    created_by: strawberry.ID | None = matching(created_by, description="Id of who asked for it.")
+    subject: strawberry.ID | None = matching(subject, description="Id of what it is about.")
+    created_at: DateTimeRange | None = matching(between("created_at"), description="When made.")
+
+
 class Compiler:
     """Makes a MongoDB filter from an input. Counts what it is given, refuses what is too much."""
 
@@ -234,7 +251,7 @@ class Compiler:
             raise BadUserInput(f"A filter has at most {MAX_LEAVES} conditions.")
 
 
-def compile_filter(given: ModelFilter | ModelVersionFilter | None) -> Filter:
+def compile_filter(given: ModelFilter | ModelVersionFilter | JobFilter | None) -> Filter:
     return Filter(Compiler().compiled(given) if given is not None else {})
 
 

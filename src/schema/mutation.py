@@ -3,6 +3,7 @@
 import strawberry
 
 from .access_changes import AccessMutation
+from .job_changes import JobMutation
 from .model_changes import ModelMutation
 from .version_changes import VersionMutation
 
@@ -10,5 +11,5 @@ from .version_changes import VersionMutation
 @strawberry.type(
     description="What can be changed. Each takes one `input`, and answers what is to be mended as data."
 )
-class Mutation(ModelMutation, VersionMutation, AccessMutation):
+class Mutation(ModelMutation, VersionMutation, AccessMutation, JobMutation):
     pass

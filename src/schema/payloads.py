@@ -8,10 +8,12 @@ import strawberry
 from bson import ObjectId
 
 from modelharbor.context import Info
-from modelharbor.errors import ErrorCode, Refused
+from modelharbor.errors import Refused
 from modelharbor.resolvers.models import UNSET as LEFT_OUT
 
 from .actors import ApiToken
+from .errors import UserError
+from .jobs import Job
 from .models import Model
 from .nodes import global_id
 from .versions import Alias, ModelVersion
@@ -19,13 +21,6 @@ from .versions import Alias, ModelVersion
 P = TypeVar("P")
 T = TypeVar("T")
 Given: TypeAlias = Annotated[T, strawberry.argument(description="What is to be done, and to what.")]
-
-
-@strawberry.type(description="Something that the user can mend. Nothing was changed.")
-class UserError:
-    code: ErrorCode = strawberry.field(description="Why.")
-    message: str = strawberry.field(description="What to change, for people.")
-    path: list[str] | None = strawberry.field(description="Where in the input, from its top.")
 
 
 @strawberry.type(description="What all payloads say.")
@@ -63,6 +58,11 @@ class ApiTokenPayload(Payload):
     secret: str | None = strawberry.field(
         description="The text to send as `Authorization: Bearer …`. Shown now and never again."
     )
+
+
+@strawberry.type(description="A job that was put, or changed.")
+class JobPayload(Payload):
+    job: Job | None = strawberry.field(description="The job; null when nothing was done.")
 
 
 @strawberry.type(description="Whether a role was given or taken.")

@@ -14,6 +14,7 @@ from modelharbor.errors import BadUserInput
 from modelharbor.execution.declaration import loaded
 from modelharbor.loaders.actors import ViewerLoader
 from modelharbor.loaders.files import FilesByContentsLoader
+from modelharbor.loaders.jobs import JobByIdLoader, JobPageLoader
 from modelharbor.loaders.models import ModelByNameLoader, ModelName, ModelPageLoader
 from modelharbor.loaders.nodes import NodeLoader, NodesLoader, Reference
 from modelharbor.loaders.search import (
@@ -33,6 +34,7 @@ from .directives import Cost
 from .files import ModelFile
 from .filters import ModelFilter, compile_filter, names_state
 from .health import SystemHealth
+from .jobs import Job, job_wanted, jobs_window
 from .models import Model, ModelConnection
 from .nodes import Node, parse_global_id
 from .orders import ModelOrder, ModelOrderField, model_order
@@ -205,6 +207,15 @@ class Query:
         FilesByContentsLoader,
         arguments=contents_window,
         description="Files with the same contents, in models that you may see.",
+        directives=PER_ROW,
+    )
+    job: Job | None = loaded(
+        JobByIdLoader, by=job_wanted, description="One job; null when there is none for you."
+    )
+    jobs: Connection[Job] = loaded(
+        JobPageLoader,
+        arguments=jobs_window,
+        description="Jobs that you may see, the newest first.",
         directives=PER_ROW,
     )
 

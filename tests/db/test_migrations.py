@@ -2,14 +2,16 @@
 
 import asyncio
 from datetime import timedelta
+from typing import Any
 
 import pytest
 from bson import ObjectId
 
 from modelharbor.db import migrations
-from modelharbor.db.base import utc_now
+from modelharbor.db.base import Row, utc_now
 from modelharbor.db.connection import Database
-from modelharbor.db.migrations import migrate, pending
+from modelharbor.db.migrations import migrate, order_events, pending
+from tests.documents import insert_actor, insert_model
 
 pytestmark = pytest.mark.anyio
 
@@ -61,3 +63,64 @@ async def test_the_lock_of_a_dead_process_ends(database: Database) -> None:
     async with asyncio.timeout(10):
         assert await migrate(database) == []
     assert await database.data["migrations"].find_one({"_id": "lock"}) is None
+
+
+async def test_events_of_before_get_an_order_and_whom_they_concern(database: Database) -> None:
+    acme = await insert_actor("acme")
+    model = await insert_model(acme, "bert")
+    version, person, other, gone = (ObjectId() for _ in range(4))
+
+    def told(seconds: int, **values: Any) -> Row:
+        common = {"kind": "MODEL_UPDATED", "model_id": None, "version_id": None}
+        of_before = {"organization_id": None, "actor_id": person, "before": {}, "after": {}}
+        new_id = ObjectId(f"{seconds:08x}" + ObjectId().binary.hex()[8:])
+        return {"_id": new_id, **common, **of_before, **values}
+
+    role = {"kind": "ROLE_GRANTED", "after": {"actor_id": other, "role": "READER"}}
+    old = [
+        told(1_700_000_001, model_id=model.id, version_id=version),
+        told(1_700_000_000, model_id=gone),
+        told(1_700_000_002, organization_id=acme.id, **role),
+        told(1_700_000_003, model_id=model.id, **role),
+        told(0xEEEE_EEEE, model_id=model.id),  # of a clock that is far ahead
+        told(0xEEEE_EEEF, model_id=model.id),
+    ]
+    await database.data["events"].insert_many(old)
+    now = (await database.data.command("hello"))["operationTime"]
+    await order_events(database)
+    rows = {row["_id"]: row async for row in database.data["events"].find().sort("position", 1)}
+    # In the order of the ids, each with its own as its place, where that is of the past.
+    assert list(rows) == sorted(row["_id"] for row in old)
+    assert [rows[row["_id"]]["position"] for row in old[:4]] == [str(row["_id"]) for row in old[:4]]
+    last, next_to_last = rows[old[5]["_id"]]["position"], rows[old[4]["_id"]]["position"]
+    log = await database.data["log"].find_one({"_id": "events"})
+    assert log is not None
+    assert [next_to_last[16:], last[16:]] == ["80000000", "80000001"]
+    assert next_to_last[:16] == last[:16] < log["recorded"][:16]
+    assert log["recorded"] >= f"{now.time:08x}{now.inc:08x}00000000"
+    assert log == {
+        "_id": "events",
+        "recorded": log["recorded"],
+        "began": "0" * 24,
+        "owner": None,
+        "until": None,
+    }
+    both = [f"actor:{acme.id}", f"actor:{other}"]
+    assert [
+        (rows[row["_id"]]["stream"], rows[row["_id"]]["about"], rows[row["_id"]]["principals"])
+        for row in old[:5]
+    ] == [
+        ("models", [model.id, acme.id, version], ["public"]),
+        ("models", [gone], []),
+        ("people", [acme.id, other], both),
+        ("people", [acme.id, other], both),
+        ("models", [model.id, acme.id], ["public"]),
+    ]
+    # Nothing else of them is changed, and nothing at all by a second time.
+    for row in old:
+        assert row.items() <= rows[row["_id"]].items()
+        assert len(rows[row["_id"]]) == len(row) + 4
+    await order_events(database)
+    again = await database.data["events"].find().sort("position", 1).to_list()
+    assert again == list(rows.values())
+    assert await database.data["log"].find().to_list() == [log]

@@ -656,7 +656,7 @@ async def test_a_shown_operation_has_a_plan(ask: Asker, database: Database, name
         (
             'mutation { likeModel(input: {id: "x"}) { userErrors { code } } }',
             {},
-            "not a query",
+            "a mutation",
         ),
         (
             'query($n: Int!) { suggest(prefix: "a", first: $n) }',

@@ -10,7 +10,7 @@ from typing import Any, Final
 
 from bson import Int64, ObjectId
 
-from modelharbor.auth.viewer import ANONYMOUS, Viewer, model_principals
+from modelharbor.auth.viewer import ANONYMOUS, Viewer, job_principals, model_principals
 from modelharbor.db.actors import Role
 from modelharbor.db.base import Row
 from modelharbor.db.tokens import Permission
@@ -29,7 +29,8 @@ PATHS: Final = (
 )
 TAGS: Final = ("nlp", "vision", "tiny", "blue")
 MODELS: Final = 16
-KINDS: Final = ("actors", "memberships", "models", "versions", "files", "tokens", "likes")
+JOBS: Final = 12
+KINDS: Final = ("actors", "memberships", "models", "versions", "files", "tokens", "likes", "jobs")
 
 Collections = dict[str, list[Row]]
 
@@ -45,13 +46,15 @@ def healthy() -> Collections:
     made.people()
     for number in range(MODELS):
         made.model(number)
+    for number in range(JOBS):
+        made.job(number)
     return made.rows
 
 
 class _Maker:
     def __init__(self, random: Random) -> None:
         self.random = random
-        self.rows: Collections = {name: [] for name in (*KINDS, "cards")}
+        self.rows: Collections = {name: [] for name in (*KINDS, "cards", "job_logs")}
 
     def maybe(self, value: Any, share: float = 0.6) -> Any:
         return value if self.random.random() < share else None
@@ -246,6 +249,74 @@ class _Maker:
         return made
 
 
+    def job(self, number: int) -> None:
+        states = ("QUEUED", "RUNNING", "SUCCEEDED", "FAILED", "RETRYING", "DEAD", "CANCELLING")
+        state, random = states[number % 7], Random(f"job {number}")
+        creator = self.actor(USERS[number % 4]) if number % 5 else None
+        model = self.rows["models"][number]
+        subjects = (
+            {"type": "Model", "id": model["_id"]},
+            {"type": "ModelVersion", "id": object_id("versions", number)},
+            None,
+        )
+        at = START + timedelta(minutes=number)
+        total = random.choice((None, 0, 10, 2**40))
+        _id = object_id("jobs", number)
+        row: Row = {
+            "_id": _id,
+            "kind": ("IMPORT_MODEL", "REINDEX", "GARBAGE_COLLECT")[number % 3],
+            "state": state,
+            "input": {},
+            "scopes": [],
+            "created_by_id": creator,
+            "principals": job_principals(creator, model["owner_id"]),
+            "subject": subjects[number % 3],
+            "parent_id": object_id("jobs", number // 3) if number in (4, 5, 7) else None,
+            "priority": number % 2,
+            "turn": JOBS - number,
+            "attempt": number % 3,
+            "max_attempts": 5,
+            "heartbeat_at": at if state == "RUNNING" else None,
+            "progress": {
+                "current": random.choice((0, 3, 10, 2**40)),
+                "total": total,
+                "unit": "bytes",
+                "rate": random.choice((None, 0.0, 2.5)),
+                "message": random.choice((None, "Reading")),
+                "updated_at": at,
+                "sequence": 100 + number,
+            },
+            "steps": [
+                {
+                    "name": name,
+                    "state": "SUCCEEDED",
+                    "started_at": at,
+                    "finished_at": random.choice((None, at)),
+                }
+                for name in ("read", "write")[: number % 3]
+            ],
+            "result": {"files": number} if state == "SUCCEEDED" else None,
+            "error": None,
+            "created_at": at,
+            "started_at": random.choice((None, at)),
+            "finished_at": random.choice((None, at)),
+        }
+        if state in ("FAILED", "DEAD"):
+            code = random.choice(("NOT_FOUND", "WORKER_DIED", "odd"))
+            row["error"] = {"code": code, "message": "No", "path": random.choice((None, ["owner"]))}
+        self.rows["jobs"].append(row)
+        for line in range(number % 4):
+            self.rows["job_logs"].append(
+                {
+                    "_id": ObjectId(f"65fffffe{number:08x}{line:08x}"),
+                    "job_id": _id,
+                    "level": ("INFO", "WARNING", "CRITICAL")[line % 3],
+                    "message": f"line {line}",
+                    "at": at,
+                }
+            )
+
+
 def likes(login: str, model: int) -> bool:
     """Whether a person likes a model: what a mutation may say without changing anything."""
     return (USERS.index(login) + model) % 3 == 0
@@ -323,8 +394,29 @@ DAMAGE: Final[dict[str, dict[str, tuple[Any, ...]]]] = {
         "created_at": (ABSENT, "x"),
         "last_used_at": ("x", 5),
     },
+    "jobs": {
+        "kind": ("LOST", None, 5, ABSENT),
+        "state": ("LOST", None, ABSENT),
+        "subject": ({"type": "Robot", "id": GONE}, {"type": "Model"}, 5, ABSENT, {"type": "User", "id": object_id("actors", 1)}),
+        "parent_id": (GONE, 5),
+        "progress": (ABSENT, None, 5, {}),
+        "progress.current": (ABSENT, None, "7", NAN, 1.5),
+        "progress.total": ("x", LARGE, 1.5),
+        "progress.rate": (NAN, "x", -1.0),
+        "steps": (ABSENT, None, [None], [5], {"a": 1}),
+        "attempt": (LARGE, None, "x"),
+        "error": ({}, 5, {"code": "CONFLICT"}, {"code": 5, "message": "x", "path": None}),
+        "result": (NAN, [GONE], 5),
+        "created_by_id": (GONE, 5),
+        "created_at": (ABSENT, None, "x"),
+    },
+    "job_logs": {
+        "level": ("LOUD", None, 5, ABSENT),
+        "message": (ABSENT, None, 5),
+        "at": (None, "x"),
+    },
 }
-SHARE: Final = {"actors": 0.25, "memberships": 0.4, "models": 0.35, "versions": 0.35, "files": 0.2, "cards": 0.4, "tokens": 0.5}  # fmt: skip
+SHARE: Final = {"actors": 0.25, "memberships": 0.4, "models": 0.35, "versions": 0.35, "files": 0.2, "cards": 0.4, "tokens": 0.5, "jobs": 0.4, "job_logs": 0.3}  # fmt: skip
 
 
 def damaged() -> Collections:

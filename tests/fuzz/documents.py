@@ -30,7 +30,7 @@ from .values import HINTS, Values, hint_of, literal, order_tag, plain, weighted
 
 ROOTS: Final = (
     ("models", 4.0), ("model", 3.5), ("node", 3.0), ("nodes", 2.5), ("search", 2.0), ("viewer", 2.0), ("resolve", 2.0),
-    ("blob", 1.5), ("suggest", 0.8), ("__typename", 0.3), ("health", 0.05), ("__type", 0.03),
+    ("jobs", 2.0), ("job", 1.5), ("blob", 1.5), ("suggest", 0.8), ("__typename", 0.3), ("health", 0.05), ("__type", 0.03),
 )  # fmt: skip
 PAGES: Final = {  # what a list is made of, for its cursors; the order where no argument gives it
     ("Query", "models"): ("models", "ModelOrder"),
@@ -41,8 +41,11 @@ PAGES: Final = {  # what a list is made of, for its cursors; the order where no 
     ("User", "organizations"): ("actors", "+_id"),
     ("User", "tokens"): ("tokens", "+_id"),
     ("Organization", "members"): ("memberships", "+_id"),
+    ("Query", "jobs"): ("jobs", "-_id"),
+    ("Job", "children"): ("jobs", "+_id"),
+    ("Job", "logs"): ("job_logs", "+_id"),
 }
-WEIGHTS: Final = {"nodes": 4.0, "edges": 2.0, "node": 4.0, "pageInfo": 1.0, "totalCount": 1.5, "facets": 0.7, "owner": 2.0, "versions": 2.0, "files": 2.0}  # fmt: skip
+WEIGHTS: Final = {"nodes": 4.0, "edges": 2.0, "node": 4.0, "pageInfo": 1.0, "totalCount": 1.5, "facets": 0.7, "owner": 2.0, "versions": 2.0, "files": 2.0, "logs": 3.0}  # fmt: skip
 HEALTHY_NAMES: Final = ("status", "version", "dependencies", "name")  # the rest of `health` is time
 
 
@@ -190,6 +193,7 @@ class Writer:
         yield "createModel", {"owner": "nobody-at-all", "name": "x"}
         yield "setModelAlias", {"modelId": "garbage", "versionId": "garbage", "name": "x"}
         yield "revokeApiToken", {"id": values.ids["Model"][0]}
+        yield "cancelJob", {"id": random.choice(("garbage", values.ids["Model"][0]))}
         yield "grantRole", {"subjectId": "garbage", "actorId": "garbage", "role": None}
 
     # Selections

@@ -18,6 +18,7 @@ from modelharbor.db.base import Row
 from modelharbor.db.keyset import Order, encode_cursor
 from modelharbor.loaders.search import RELEVANCE
 from modelharbor.schema.actors import BY_ID
+from modelharbor.schema.jobs import NEWEST
 from modelharbor.schema.nodes import global_id
 from modelharbor.schema.orders import (
     BY_PATH,
@@ -38,6 +39,7 @@ ID_TYPES: Final = {
     "Organization": "actors",
     "Membership": "memberships",
     "ApiToken": "tokens",
+    "Job": "jobs",
 }
 MALFORMED: Final = ("", "garbage", "TW9kZWw6", "é", "x" * 300, "TW9kZWw6bm90LWFuLWlkLWF0LWFsbC4u")
 JUNK: Final[tuple[Any, ...]] = (
@@ -60,7 +62,7 @@ class Values:
             kind: [
                 global_id(kind, row["_id"])
                 for row in rows[collection]
-                if row.get("kind", kind) == kind
+                if collection != "actors" or row["kind"] == kind
             ]
             for kind, collection in ID_TYPES.items()
         }
@@ -245,7 +247,7 @@ def _bare(kind: Any) -> Any:
 
 
 def _orders() -> dict[str, Order]:
-    made = [BY_ID, BY_PATH]
+    made = [BY_ID, BY_PATH, NEWEST]
     for ascending in (False, True):
         made.append(Order(RELEVANCE.path, RELEVANCE.kind, ascending))
         made += [Order(path, kind, ascending) for path, kind in MODEL_ORDERS.values()]
@@ -271,6 +273,7 @@ def order_tag(kind: str, value: Any) -> str:
 HINTS: Final = {
     ("Query", "node", "id"): "id:",
     ("Query", "model", "id"): "id:Model",
+    ("Query", "job", "id"): "id:Job",
     ("Query", "model", "owner"): "login",
     ("Query", "model", "name"): "name",
     ("Query", "search", "query"): "words",
@@ -295,6 +298,7 @@ FIELD_HINTS: Final = {
     ("", "tags"): "tag",
     ("", "hasAlias"): "alias",
     ("", "createdBy"): "id:User",
+    ("", "subject"): "id:Model|ModelVersion",
     ("PropertyFilter", "key"): "key",
     ("PropertyFilter", "eq"): "property",
 }

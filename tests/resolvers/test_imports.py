@@ -21,6 +21,7 @@ from modelharbor.db.models import Visibility
 from modelharbor.db.versions import VersionStatus
 from modelharbor.errors import ErrorCode, Refused, Unauthenticated
 from modelharbor.resolvers import imports
+from modelharbor.resolvers.blobs import announce_blobs
 from modelharbor.resolvers.files import FileEntry, add_files
 from modelharbor.resolvers.imports import (
     ImportResult,
@@ -262,6 +263,7 @@ async def test_files_that_are_added_move_the_time_of_the_counters(
     await models.update_one({}, {"$set": {"stats.as_of": START}})
     await versions.update_one({}, {"$set": {"status": VersionStatus.DRAFT.value}})
     entry = FileEntry("more", 1, "0" * 64, FileRole.OTHER, FileFormat.OTHER)
+    await announce_blobs(harbor.database, harbor.storage, [entry])
 
     async def add(session: AsyncClientSession) -> Row:
         version = await versions.find_one({"_id": first.version_id}, session=session)

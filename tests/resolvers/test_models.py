@@ -81,10 +81,14 @@ async def test_a_model_is_created_whole(
     assert (card["markdown"], card["html"].strip()) == ("# Bert\n", "<h1>Bert</h1>")
     assert await events_of(database) == [
         {
+            "stream": "models",
             "kind": "MODEL_CREATED",
+            "about": [row["_id"], company.acme.id],
+            "principals": ["internal"],
             "model_id": row["_id"],
             "version_id": None,
             "organization_id": None,
+            "job_id": None,
             "actor_id": company.members[Role.ADMIN].id,
             "before": {},
             "after": {
@@ -93,7 +97,9 @@ async def test_a_model_is_created_whole(
                 "visibility": "INTERNAL",
                 "state": "ACTIVE",
             },
+            "job": None,
             "comment": None,
+            "position": None,
         }
     ]
 

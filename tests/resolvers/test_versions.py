@@ -13,7 +13,7 @@ from pymongo.asynchronous.client_session import AsyncClientSession
 from modelharbor.auth.viewer import ANONYMOUS, Viewer
 from modelharbor.db.actors import Role
 from modelharbor.db.connection import Database
-from modelharbor.db.files import FileDocument, FileFormat, FileRole
+from modelharbor.db.files import BlobDocument, FileDocument, FileFormat, FileRole
 from modelharbor.db.models import AliasEntry, ModelDocument, ModelState, Visibility
 from modelharbor.db.tokens import Permission
 from modelharbor.db.versions import VersionDocument, VersionStatus
@@ -380,6 +380,7 @@ async def test_what_an_archived_model_holds_does_not_change_at_the_same_time(
         await set_alias(database, admin, model_id=model.id, name="prod", version_id=ready.id)
 
     entry = FileEntry("new", 1, f"{1:064x}", FileRole.OTHER, FileFormat.OTHER)
+    await BlobDocument(sha256=entry.sha256, size_bytes=1).insert()
 
     async def add(session: AsyncClientSession) -> None:
         row = await database.data["versions"].find_one({"_id": draft.id}, session=session)

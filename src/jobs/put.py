@@ -1,0 +1,106 @@
+"""Put a job into the queue: within the transaction of the change that needs it.
+
+Among jobs of equal priority the one with the smallest `turn` is claimed first. A lane is what one
+owner has of one kind. A new job's turn follows both the last one that waits in its lane and the
+smallest one that waits in any, so lanes take turns, however many jobs one of them holds
+(start-time fair queuing: Goyal, Vin, Cheng, 1996).
+"""
+
+from collections.abc import Sequence
+from datetime import datetime
+
+from beanie import PydanticObjectId
+from beanie.odm.utils.dump import get_dict
+from bson import ObjectId
+from pymongo.asynchronous.client_session import AsyncClientSession
+
+from modelharbor.db.base import Row
+from modelharbor.db.connection import Database
+from modelharbor.db.jobs import WAITING, JobDocument, JobKind, JobState
+from modelharbor.db.tokens import Permission
+
+from .states import CLAIMABLE, tell
+
+
+async def put_job(
+    database: Database,
+    session: AsyncClientSession,
+    *,
+    kind: JobKind,
+    input: Row,
+    principals: Sequence[str],
+    created_by_id: ObjectId | None = None,
+    scopes: Sequence[Permission | str] = (),
+    subject: Row | None = None,
+    parent_id: ObjectId | None = None,
+    idempotency_key: str | None = None,
+    priority: int = 0,
+    run_after: datetime | None = None,
+    max_attempts: int = 5,
+) -> Row:
+    """The new job, or the one of this kind that has the same `idempotency_key`.
+
+    `created_by_id`: who asked for it (None: the system), `scopes`: what their token allowed.
+    `principals`: who may see it (auth/viewer.py, job_principals). `subject`: {type, id}.
+    `run_after`: not before. A parent counts its children that have not ended.
+    """
+    jobs = database.data["jobs"]
+    if idempotency_key is not None:
+        found: Row | None = await jobs.find_one(
+            {"kind": kind.value, "idempotency_key": idempotency_key},
+            session=session,
+            max_time_ms=database.query_timeout_ms,
+        )
+        if found is not None:
+            return found
+    row = JobDocument(
+        kind=kind,
+        input=input,
+        scopes=[each.value if isinstance(each, Permission) else each for each in scopes],
+        created_by_id=PydanticObjectId(created_by_id) if created_by_id else None,
+        principals=list(principals),
+        subject=subject,
+        parent_id=PydanticObjectId(parent_id) if parent_id else None,
+        idempotency_key=idempotency_key,
+        priority=priority,
+        turn=await next_turn(database, session, kind, created_by_id, priority),
+        max_attempts=max_attempts,
+        **({} if run_after is None else {"run_after": run_after}),
+    )
+    await row.insert(session=session)
+    if parent_id is not None:
+        await jobs.update_one({"_id": parent_id}, {"$inc": {"open_children": 1}}, session=session)
+    stored: Row = get_dict(row, to_db=True)
+    await tell(session, stored)
+    return stored
+
+
+async def next_turn(
+    database: Database,
+    session: AsyncClientSession,
+    kind: JobKind,
+    created_by_id: ObjectId | None,
+    priority: int,
+) -> int:
+    """Two reads of one index entry each, as long as few of the first in the queue cannot run yet."""
+    jobs = database.data["jobs"]
+    waiting = {"$in": [state.value for state in WAITING]}
+    # Of those that could be claimed now: one that waits for its time must not hold the clock back.
+    first = {"state": JobState.QUEUED.value, "priority": priority, **CLAIMABLE}
+    lane = {
+        "state": waiting,
+        "created_by_id": created_by_id,
+        "kind": kind.value,
+        "priority": priority,
+    }
+    turns = []
+    for query, order in ((first, 1), (lane, -1)):
+        row = await jobs.find_one(
+            query,
+            {"turn": 1},
+            sort=[("turn", order)],
+            session=session,
+            max_time_ms=database.query_timeout_ms,
+        )
+        turns.append(row["turn"] if row else 0)
+    return max(turns) + 1

@@ -1,0 +1,202 @@
+"""Who has which job, by leases: all of it decided by MongoDB, by its clock."""
+
+import random
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from typing import Final, TypeAlias
+
+from bson import ObjectId
+from pymongo.asynchronous.client_session import AsyncClientSession
+from pymongo.asynchronous.cursor import AsyncCursor
+
+from modelharbor.db.base import Row
+from modelharbor.db.connection import Database
+from modelharbor.db.jobs import HELD, WAITING, JobKind, JobState
+from modelharbor.jobs.states import CLAIMABLE, change_state
+
+from .reports import literal
+
+Claim: TypeAlias = tuple[ObjectId, int]
+"""Id and fencing token."""
+
+MOST_DEATHS: Final = 3
+SPARE: Final = 16  # candidates more than needed: some are of kinds that get no more places
+MOST_EXPIRED: Final = 100  # looked at in one round
+WORKER_DIED: Final = "WORKER_DIED"
+STATES_HELD: Final = {"$in": [state.value for state in HELD]}
+
+
+@dataclass(frozen=True, slots=True)
+class Places:
+    """What a worker may claim: in all, by kind, and whether a suspect is among it."""
+
+    free: int
+    by_kind: Mapping[JobKind, int]
+    suspects: bool
+
+
+def claim_of(job: Row) -> Claim:
+    return job["_id"], job["token"]
+
+
+def _is(claim: Claim) -> Row:
+    return {"_id": claim[0], "token": claim[1]}
+
+
+def _lease(seconds: float) -> Row:
+    return {
+        "lease_until": {"$add": ["$$NOW", int(seconds * 1000)]},
+        "heartbeat_at": "$$NOW",
+    }
+
+
+def _claimed(worker: str, lease_seconds: float) -> Row:
+    return {
+        **literal({"worker": worker}),
+        **_lease(lease_seconds),
+        "token": {"$add": ["$token", 1]},
+        "attempt": {"$add": ["$attempt", 1]},
+        "started_at": {"$ifNull": ["$started_at", "$$NOW"]},
+        "error": None,
+        "progress.current": 0,
+        "progress.total": None,
+        "progress.rate": None,
+        "progress.message": None,
+        "steps": {
+            "$filter": {
+                "input": "$steps",
+                "cond": {"$eq": ["$$this.state", JobState.SUCCEEDED.value]},
+            }
+        },
+    }
+
+
+async def claim(database: Database, worker: str, lease_seconds: float, places: Places) -> list[Row]:
+    """Jobs that are this worker's now, in the order in which they should start."""
+    kinds = {kind: count for kind, count in places.by_kind.items() if count > 0}
+    if places.free < 1 or not kinds:
+        return []
+    query: Row = {
+        "state": {"$in": [state.value for state in WAITING]},
+        "kind": {"$in": [kind.value for kind in kinds]},
+        **CLAIMABLE,
+        **({} if places.suspects else {"deaths": 0}),
+    }
+    attempts = 0
+
+    async def work(session: AsyncClientSession) -> list[Row]:
+        nonlocal attempts
+        attempts += 1
+        found: AsyncCursor[Row] = (
+            database.data["jobs"]
+            .find(query, {"kind": 1, "deaths": 1}, session=session)
+            .sort([("priority", -1), ("turn", 1), ("_id", 1)])
+            .limit(places.free + SPARE)
+            .max_time_ms(database.query_timeout_ms)
+        )
+        rows = await found.to_list()
+        if attempts > 1:
+            random.shuffle(rows)  # others want the same ones: who picks at random meets few of them
+        claimed = []
+        for row in _fitting(rows, places.free, kinds, places.suspects):
+            changed = await change_state(
+                database,
+                session,
+                {"_id": row["_id"]},
+                JobState.RUNNING,
+                [{"$set": _claimed(worker, lease_seconds)}],
+            )
+            if changed is not None:
+                claimed.append(changed)
+        return claimed
+
+    if not await _any(database, query):
+        return []  # most looks find nothing: they need no transaction
+    return await database.transaction(work)
+
+
+async def _any(database: Database, query: Row) -> bool:
+    return bool(await database.find("jobs", query, projection={"_id": 1}, limit=1))
+
+
+def _fitting(rows: list[Row], free: int, kinds: Mapping[JobKind, int], suspects: bool) -> list[Row]:
+    """Of the candidates as many as there are places for; one suspect at most."""
+    left, found = dict(kinds), []
+    for row in rows:
+        kind = JobKind(row["kind"])
+        if len(found) == free:
+            break
+        if left[kind] == 0 or (row["deaths"] and not suspects):
+            continue
+        suspects = suspects and not row["deaths"]
+        left[kind] -= 1
+        found.append(row)
+    return found
+
+
+async def expire(database: Database, own: Collection[Claim]) -> list[Row]:
+    """Jobs whose worker let its lease run out, which counts as its death: queued again as suspects,
+    cancelled where that was wanted, DEAD with the third death. `own` are not looked at: we live."""
+    expired = {"$expr": {"$lt": ["$lease_until", "$$NOW"]}}
+    rows = await database.find(
+        "jobs",
+        {"state": STATES_HELD, **expired},
+        projection={"token": 1, "state": 1, "deaths": 1},
+        limit=MOST_EXPIRED,
+    )
+    random.shuffle(rows)  # every worker sees the same ones
+    changed = []
+    for row in rows:
+        if claim_of(row) in own:
+            continue
+        to = _after_death(row)
+        update: Row = {"deaths": {"$add": ["$deaths", 1]}}
+        if to is JobState.DEAD:
+            update["error"] = {
+                "code": WORKER_DIED,
+                "message": f"Workers ended {MOST_DEATHS} times while they had this job.",
+                "path": None,
+            }
+
+        async def work(
+            session: AsyncClientSession, row: Row = row, to: JobState = to, update: Row = update
+        ) -> Row | None:
+            return await change_state(
+                database, session, {**_is(claim_of(row)), **expired}, to, [{"$set": update}]
+            )
+
+        after = await database.transaction(work)
+        if after is not None:
+            changed.append(after)
+    return changed
+
+
+def _after_death(row: Row) -> JobState:
+    if row["state"] == JobState.CANCELLING.value:
+        return JobState.CANCELLED
+    return JobState.DEAD if row["deaths"] + 1 >= MOST_DEATHS else JobState.QUEUED
+
+
+async def renew(database: Database, claims: Collection[Claim], lease_seconds: float) -> None:
+    """One update for all. A lease that ran out, and that nobody noticed, holds again."""
+    if claims:
+        await database.data["jobs"].update_many(
+            {"$or": [_is(each) for each in claims], "state": STATES_HELD},
+            [{"$set": _lease(lease_seconds)}],
+        )
+
+
+async def held_states(database: Database, claims: Collection[Claim]) -> dict[Claim, JobState]:
+    """Of these claims those that stand, with the states of their jobs."""
+    rows = await database.find(
+        "jobs",
+        {"_id": {"$in": [each[0] for each in claims]}, "state": STATES_HELD},
+        projection={"token": 1, "state": 1},
+    )
+    return {claim_of(row): JobState(row["state"]) for row in rows if claim_of(row) in claims}
+
+
+async def strays(database: Database, worker: str, own: Collection[Claim]) -> list[Row]:
+    """What is ours without our knowing: MongoDB had claimed it for us, and its answer was lost."""
+    rows = await database.find("jobs", {"state": STATES_HELD, "worker": worker})
+    return [row for row in rows if claim_of(row) not in own]

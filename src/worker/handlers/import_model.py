@@ -1,0 +1,85 @@
+"""IMPORT_MODEL: a folder below an import root becomes a version, as `modelharbor import` does it."""
+
+import asyncio
+from contextlib import AbstractAsyncContextManager
+from typing import Final
+
+from pymongo.asynchronous.client_session import AsyncClientSession
+
+from modelharbor.db.base import Row
+from modelharbor.resolvers.imports import (
+    ImportResult,
+    Phase,
+    Progress,
+    allowed_folder,
+    import_folder,
+)
+from modelharbor.resolvers.jobs import model_subject
+from modelharbor.schema.nodes import global_id
+from modelharbor.worker.tools import Tools
+
+STEPS: Final = {Phase.HASHING: "hash", Phase.STORING: "store", Phase.PUBLISHING: "publish"}
+
+
+async def import_model(job: Row, tools: Tools) -> Row:
+    """Input: {source, folder, owner, name}. Twice is once: the folder is recognised by its contents."""
+    given = job["input"]
+    viewer = tools.viewer  # with the rights of now
+    root, folder = await asyncio.to_thread(
+        allowed_folder, tools.settings, given["source"], given["folder"]
+    )
+    hashing = storing = 0  # bytes of each phase, as far as they are known
+
+    def report(progress: Progress) -> None:
+        """What is stored was hashed before, and is as much at most: so the sum only grows."""
+        nonlocal hashing, storing
+        if progress.phase is Phase.HASHING:
+            hashing = storing = progress.total
+            done, doing = progress.done, "Reading"
+        else:
+            storing = progress.total
+            done, doing = hashing + progress.done, "Storing"
+        tools.report(done, hashing + storing, unit="bytes", message=f"{doing} {progress.path}")
+
+    def phase(phase: Phase) -> AbstractAsyncContextManager[None]:
+        return tools.step(STEPS[phase])
+
+    result = await import_folder(
+        tools.database,
+        tools.storage,
+        viewer,
+        folder,
+        given["owner"],
+        given["name"],
+        max_card_bytes=tools.settings.max_card_bytes,
+        report=report,
+        within=root,
+        phase=phase,
+    )
+    for note in result.notes:
+        tools.log(note)
+
+    async def name_subject(session: AsyncClientSession) -> None:
+        await tools.database.data["jobs"].update_one(
+            {"_id": job["_id"]},
+            {"$set": {"subject": model_subject(result.model_id)}},
+            session=session,
+        )
+
+    await tools.database.transaction(name_subject)
+    tools.report(hashing + storing, hashing + storing)
+    return _told(result)
+
+
+def _told(result: ImportResult) -> Row:
+    return {
+        "modelId": str(global_id("Model", result.model_id)),
+        "versionId": str(global_id("ModelVersion", result.version_id)),
+        "number": result.number,
+        "digest": result.digest,
+        "isNew": result.is_new,
+        "files": result.files,
+        "sizeBytes": result.size_bytes,
+        "storedBytes": result.stored_bytes,
+        "notes": list(result.notes),
+    }

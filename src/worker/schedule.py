@@ -1,0 +1,71 @@
+"""Jobs that are put by the clock.
+
+A slot is the beginning of a period: a multiple of `every` since 1970, UTC, plus `offset`. Each slot
+gives one job, put by whichever worker comes first (its idempotency key is `kind@slot`). When no
+worker ran for a while, only the latest slot that was due is made up for; earlier ones are skipped.
+So each kind is put at the first start of a worker too.
+"""
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from typing import Final
+
+from pymongo.asynchronous.client_session import AsyncClientSession
+
+from modelharbor.auth.viewer import job_principals
+from modelharbor.db.base import Row, utc_now
+from modelharbor.db.connection import Database
+from modelharbor.db.jobs import JobKind
+from modelharbor.jobs.put import put_job
+
+EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
+
+
+@dataclass(frozen=True, slots=True)
+class Periodic:
+    kind: JobKind
+    every: timedelta
+    offset: timedelta = timedelta()
+    input: Row = field(default_factory=dict)
+
+    def slot(self, now: datetime) -> datetime:
+        """The latest that is due."""
+        return EPOCH + self.offset + (now - EPOCH - self.offset) // self.every * self.every
+
+
+SCHEDULE: Final[tuple[Periodic, ...]] = (
+    Periodic(JobKind.GARBAGE_COLLECT, timedelta(days=1), timedelta(hours=3)),
+)
+
+
+class Clock:
+    """Puts what is due, each slot once in a process: MongoDB is asked when a slot begins."""
+
+    def __init__(self, schedule: Sequence[Periodic], kinds: Collection[JobKind]) -> None:
+        self._schedule = [each for each in schedule if each.kind in kinds]
+        self._put: dict[JobKind, datetime] = {}
+
+    async def put_due(self, database: Database, now: datetime | None = None) -> list[Row]:
+        """Jobs of slots that have begun; such as another worker has put are among them."""
+        rows = []
+        for each in self._schedule:
+            slot = each.slot(now or utc_now())
+            if self._put.get(each.kind) == slot:
+                continue
+
+            async def work(
+                session: AsyncClientSession, each: Periodic = each, slot: datetime = slot
+            ) -> Row:
+                return await put_job(
+                    database,
+                    session,
+                    kind=each.kind,
+                    input=each.input,
+                    principals=job_principals(),
+                    idempotency_key=f"{each.kind.value}@{slot:%Y-%m-%dT%H:%M:%SZ}",
+                )
+
+            rows.append(await database.transaction(work))
+            self._put[each.kind] = slot
+        return rows

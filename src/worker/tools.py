@@ -1,0 +1,185 @@
+"""What a handler gets beside its job, and what a handler is.
+
+A handler is `async def (job: Row, tools: Tools) -> Row | None`: it answers the job's result. It may
+be started again from its beginning at any time, so what it does twice must come to the same.
+"""
+
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, replace
+from typing import Any, Final, TypeAlias, TypeVar
+
+from pymongo.asynchronous.client_session import AsyncClientSession
+
+from modelharbor.auth.viewer import Viewer
+from modelharbor.cache.client import Cache
+from modelharbor.db.base import Row
+from modelharbor.db.connection import Database
+from modelharbor.db.jobs import ENDED, JobKind, JobState, Level
+from modelharbor.errors import ErrorCode, Refused
+from modelharbor.jobs.put import put_job
+from modelharbor.jobs.waking import wake
+from modelharbor.settings import Settings
+from modelharbor.storage.blobs import BlobStore
+
+from .interruptions import AwaitChildren, JobCancelled, LeaseLost
+from .processes import Processes
+from .reports import Reports, mine
+
+T = TypeVar("T")
+MOST_CHILDREN: Final = 10_000  # of one job, that `await_children` answers
+
+__all__ = ["Handler", "HandlerSpec", "JobCancelled", "LeaseLost", "Tools"]
+
+
+@dataclass(frozen=True, slots=True)
+class Shared:
+    """What a worker has open for all its jobs."""
+
+    database: Database
+    settings: Settings
+    storage: BlobStore
+    cache: Cache
+    processes: Processes
+
+
+class Tools:
+    """For one attempt at one job."""
+
+    job: Row
+    """As it was when it was claimed."""
+    database: Database
+    """Its `transaction` begins with a check that the job is still ours, and collides with whoever
+    takes it over: LeaseLost then. Writes outside of transactions are not held back."""
+    settings: Settings
+    storage: BlobStore
+    cache: Cache
+
+    def __init__(self, shared: Shared, job: Row, viewer: Viewer | None, reports: Reports) -> None:
+        self.job = job
+        self.settings, self.storage, self.cache = shared.settings, shared.storage, shared.cache
+        self.database = replace(shared.database, fence=self._fence)
+        self._viewer, self._reports, self._processes = viewer, reports, shared.processes
+
+    @property
+    def viewer(self) -> Viewer:
+        """Who asked for the job: with the memberships that they have now and the scopes of the token
+        that they had then. Refused when they are gone, or nobody asked."""
+        if self._viewer is None:
+            raise Refused(ErrorCode.FORBIDDEN, "Who asked for this is not here any more.")
+        return self._viewer
+
+    def report(
+        self,
+        current: int,
+        total: int | None = None,
+        *,
+        unit: str | None = None,
+        message: str | None = None,
+    ) -> None:
+        """How far the work is; None leaves a value as it was, a smaller `current` is passed over.
+
+        Cheap: the newest is written five times a second, and the last one always. Raises
+        JobCancelled and LeaseLost, so call it often; let both pass.
+        """
+        self._reports.report(current, total, unit=unit, message=message)
+
+    def check(self) -> None:
+        """Raises JobCancelled and LeaseLost, as `report` does, where there is no progress to tell."""
+        self._reports.check()
+
+    def log(self, message: str, level: Level = Level.INFO) -> None:
+        """A line for who looks at the job: no secrets. The first 1,000 of a job are kept."""
+        self._reports.log(message, level)
+
+    @asynccontextmanager
+    async def step(self, name: str) -> AsyncIterator[None]:
+        """A named part of the work; a later one of the same name takes its place."""
+        async with self._reports.step(name):
+            yield
+
+    @property
+    def done_steps(self) -> frozenset[str]:
+        """Names of the steps that succeeded, in this attempt or an earlier one."""
+        return self._reports.done_steps
+
+    async def apart(self, function: Callable[..., T], *arguments: Any) -> T:
+        """Run what needs the CPU for long in another process. The function is one of a module, all
+        that goes in and out can be pickled. Meanwhile the job's lease goes on."""
+        self._reports.check()
+        return await self._processes.run(function, *arguments)
+
+    async def put_child(
+        self,
+        kind: JobKind,
+        input: Row,
+        *,
+        key: str,
+        subject: Row | None = None,
+        priority: int | None = None,
+        max_attempts: int = 5,
+    ) -> Row:
+        """Another job, for the same person. The same `key` again gives the same child again."""
+        job = self.job
+
+        async def work(session: AsyncClientSession) -> Row:
+            return await put_job(
+                self.database,
+                session,
+                kind=kind,
+                input=input,
+                created_by_id=job["created_by_id"],
+                scopes=job["scopes"],
+                principals=job["principals"],
+                subject=job["subject"] if subject is None else subject,
+                parent_id=job["_id"],
+                idempotency_key=f"{job['_id']}:{key}",
+                priority=job["priority"] if priority is None else priority,
+                max_attempts=max_attempts,
+            )
+
+        child = await self.database.transaction(work)
+        await wake(self.cache)
+        return child
+
+    async def await_children(self) -> list[Row]:
+        """All children, once all have ended. Before that this attempt is over: the handler is
+        started from its beginning when they have, and comes here again."""
+        children = await self.database.find(
+            "jobs", {"parent_id": self.job["_id"]}, sort={"_id": 1}, limit=MOST_CHILDREN
+        )
+        if all(JobState(child["state"]) in ENDED for child in children):
+            return children
+        raise AwaitChildren
+
+    async def _fence(self, session: AsyncClientSession) -> None:
+        """Touches the job too, so that whoever takes it over meanwhile collides with us; that also
+        renews the lease: a heartbeat that comes during a transaction has to wait."""
+        lease_ms = int(self.settings.lease_seconds * 1000)
+        done = await self.database.data["jobs"].update_one(
+            mine(self.job),
+            [
+                {
+                    "$set": {
+                        "lease_until": {"$add": ["$$NOW", lease_ms]},
+                        "heartbeat_at": "$$NOW",
+                        "touched": {"$add": ["$touched", 1]},
+                    }
+                }
+            ],
+            session=session,
+        )
+        if done.matched_count == 0:
+            self._reports.lose()
+            raise LeaseLost
+
+
+Handler: TypeAlias = Callable[[Row, Tools], Awaitable[Row | None]]
+
+
+@dataclass(frozen=True, slots=True)
+class HandlerSpec:
+    """`at_once`: jobs of this kind that one worker process runs at a time."""
+
+    function: Handler
+    at_once: int = 4
