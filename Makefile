@@ -30,7 +30,7 @@ else \
 fi
 endef
 
-.PHONY: help run test check fuzz bench bench-peers schema wheel clean
+.PHONY: help run test check fuzz faults bench bench-peers schema wheel clean
 
 help: ## List the verbs
 	@echo 'make VERB, where VERB is one of'
@@ -55,6 +55,10 @@ check: ## Lint, check types and the direction of imports
 fuzz: ## Compare the two engines on random operations (N=10000 SEED=1)
 	@$(PREPARE) .venv/developed .venv/libraries
 	@exec $(BIN)/python -m tests.fuzz --cases '$(or $(N),10000)' --seed '$(or $(SEED),1)' $(ARGS)
+
+faults: ## Kill, stop and starve real processes; print what it cost (ARGS='-k redis')
+	@$(PREPARE) .venv/developed .venv/libraries
+	@exec $(BIN)/python -m tests.faults $(ARGS)
 
 bench: ## Measure the canonical operations (MODELS=10000 SECONDS=5 ARGS=--write)
 	@$(call debian,command -v wrk >/dev/null,wrk,the measurements need it)

@@ -93,14 +93,8 @@ def in_environment(variables: dict[str, str]) -> Iterator[None]:
 
 
 @asynccontextmanager
-async def filled(
-    folder: Path,
-    models: int,
-    *,
-    database: str = DATABASE,
-    files_per_version: int = FILES_PER_VERSION,
-) -> AsyncIterator[Filled]:
-    """Runs engines beside the core of the servers, and loads the models unless they are there."""
+async def engines_beside(folder: Path, database: str) -> AsyncIterator[Filled]:
+    """Runs engines beside the core of the servers, as this process from here on; loads nothing."""
     own = Settings()
     mongo_url = own.mongo_url if "mongo_url" in own.model_fields_set else None
     redis_url = own.redis_url if "redis_url" in own.model_fields_set else None
@@ -117,14 +111,27 @@ async def filled(
                     "data_path": folder,
                 }
             )
-            version = await fill(settings, models, files_per_version)
             yield Filled(
                 settings,
                 engines.mongo_url,
                 next((c.process.pid for c in engines.running if c.name == "mongod"), None),
-                version,
+                await mongo_version(settings),
                 () if server_cores == other_cores else tuple(sorted(server_cores)),
             )
+
+
+@asynccontextmanager
+async def filled(
+    folder: Path,
+    models: int,
+    *,
+    database: str = DATABASE,
+    files_per_version: int = FILES_PER_VERSION,
+) -> AsyncIterator[Filled]:
+    """Engines, with the models loaded unless they are there."""
+    async with engines_beside(folder, database) as data:
+        await fill(data.settings, models, files_per_version)
+        yield data
 
 
 @asynccontextmanager
@@ -167,8 +174,14 @@ async def serving(folder: Path, models: int) -> AsyncIterator[Serving]:
             yield served
 
 
-async def fill(settings: Settings, models: int, files_per_version: int = FILES_PER_VERSION) -> str:
-    """Answers the version of MongoDB. The database is for this alone: what is in it may go."""
+async def mongo_version(settings: Settings) -> str:
+    async with connect(settings) as database:
+        found = await database.client.server_info()
+        return str(found["version"])
+
+
+async def fill(settings: Settings, models: int, files_per_version: int = FILES_PER_VERSION) -> None:
+    """The database is for this alone: what is in it may go."""
     async with connect(settings) as database, open_storage(settings) as storage:
         there = await seeded(database)
         is_there = (
@@ -196,8 +209,6 @@ async def fill(settings: Settings, models: int, files_per_version: int = FILES_P
             )
             print(f"Loaded {models:,} models in {result.seconds:.0f} s", file=sys.stderr)
         await migrate(database)
-        found = await database.client.server_info()
-        return str(found["version"])
 
 
 def free_port() -> int:

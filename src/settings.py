@@ -141,11 +141,6 @@ class Settings(BaseSettings):
     deleted_days: float = Field(
         default=30.0, ge=0, description="How long a deleted model can be restored."
     )
-    event_days: float = Field(
-        default=30.0,
-        gt=0,
-        description="How long a cursor of a subscription is good, and events of jobs are kept.",
-    )
     job_days: float = Field(default=30.0, ge=0, description="How long jobs that ended are kept.")
     blob_grace_hours: float = Field(
         default=24.0, ge=0, description="How long contents are kept that no file has."

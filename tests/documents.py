@@ -3,11 +3,12 @@
 from datetime import UTC, datetime
 from typing import Any
 
-from modelharbor.auth.viewer import Viewer, model_principals
+from modelharbor.auth.viewer import Viewer, job_principals, model_principals
 from modelharbor.db.actors import ActorDocument, ActorKind, Role
 from modelharbor.db.base import BaseDocument, Row
 from modelharbor.db.connection import Database
 from modelharbor.db.files import FileDocument
+from modelharbor.db.jobs import JobDocument, JobKind
 from modelharbor.db.models import ModelDocument, Stats, Visibility
 from modelharbor.db.tokens import Permission
 from modelharbor.db.versions import VersionDocument, VersionStatus
@@ -97,3 +98,21 @@ async def insert_version(
         },
     )
     return version
+
+
+async def insert_job(
+    creator: ActorDocument | None, *owners: ActorDocument, **values: Any
+) -> JobDocument:
+    """A job that is seen by its creator, and by those who belong to the owners."""
+    creator_id = creator.id if creator else None
+    job = JobDocument(
+        **{
+            "kind": JobKind.REINDEX,
+            "created_by_id": creator_id,
+            "principals": job_principals(creator_id, *(owner.id for owner in owners)),
+            "created_at": START,
+            **values,
+        }
+    )
+    await job.insert()
+    return job

@@ -22,6 +22,7 @@ def test_there_are_examples() -> None:
         "search",
         "trending",
         "viewer",
+        "watch-jobs",
     ]
     shown = (ROOT / "web" / "src" / "examples.ts").read_text()
     assert [path.name for path in EXAMPLES if f"examples/{path.name}?raw" not in shown] == []

@@ -2,7 +2,19 @@
 
 import typer
 
-from . import database, doctor, imports, organizations, plan, schema, server, tokens, users
+from . import (
+    database,
+    doctor,
+    imports,
+    jobs,
+    organizations,
+    plan,
+    schema,
+    server,
+    tokens,
+    users,
+    worker,
+)
 from .running import Commands
 
 app = typer.Typer(
@@ -12,6 +24,7 @@ app = typer.Typer(
 )
 app.command("dev")(server.dev)
 app.command("serve")(server.serve)
+app.command("worker")(worker.worker)
 app.command("migrate")(database.migrate)
 app.command("seed")(database.seed)
 app.command("import")(imports.import_)
@@ -20,6 +33,9 @@ app.add_typer(organizations.organization_commands, name="org")
 app.add_typer(organizations.member_commands, name="member")
 app.add_typer(tokens.commands, name="token")
 app.add_typer(schema.commands, name="schema")
+app.add_typer(jobs.commands, name="jobs")
+app.command("reindex")(jobs.reindex)
+app.command("collect-garbage")(jobs.collect_garbage)
 app.command("plan")(plan.plan)
 app.command("doctor")(doctor.doctor)
 

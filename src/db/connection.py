@@ -1,7 +1,7 @@
 """The connection to MongoDB: pool, timeouts, read and write concern."""
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, Final, TypeVar
 
@@ -25,6 +25,10 @@ T = TypeVar("T")
 BUSY: Final = "The database is busy with other changes; try again."
 
 
+def unfenced(session: AsyncClientSession) -> AbstractAsyncContextManager[None]:
+    return nullcontext()
+
+
 @dataclass(frozen=True, slots=True)
 class Database:
     """Reads through `find`, `aggregate` and `count`, whose rows hold times in UTC without saying so;
@@ -33,8 +37,8 @@ class Database:
     client: AsyncMongoClient[Row]
     data: AsyncDatabase[Row]
     query_timeout_ms: int
-    fence: Callable[[AsyncClientSession], Awaitable[None]] | None = None
-    """Runs first in every transaction: what it raises ends it, what it writes collides with others."""
+    fence: Callable[[AsyncClientSession], AbstractAsyncContextManager[None]] = unfenced
+    """Around the work of every transaction: what it raises ends it, what it writes belongs to it."""
     _reading: Reading = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -88,9 +92,8 @@ class Database:
         async def attempt(session: AsyncClientSession) -> T:
             nonlocal attempts
             attempts += 1
-            if self.fence is not None:
-                await self.fence(session)
-            return await work(session)
+            async with self.fence(session):
+                return await work(session)
 
         try:
             with timeout(seconds):

@@ -8,7 +8,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Final
@@ -38,6 +38,8 @@ ADMIN_LOGIN: Final = "admin"
 TOKEN_NAME: Final = "make run"
 READY_SECONDS: Final = 60.0
 POLL_SECONDS: Final = 0.05
+DRAIN_SECONDS: Final = "2"  # nobody likes to wait at Ctrl-C; jobs go on at the next start
+WORKER: Final = ("-m", "modelharbor", "worker")
 
 
 def run_dev(port: int, data: Path, models: int) -> int:
@@ -76,12 +78,16 @@ async def _run(port: int, data: Path, models: int) -> None:
                     "MODELHARBOR_DATA_PATH": str(data),
                     "MODELHARBOR_ALLOWED_HOSTS": json.dumps(ALLOWED_HOSTS),
                 }
+                if "drain_seconds" not in own.model_fields_set:
+                    environment["MODELHARBOR_DRAIN_SECONDS"] = DRAIN_SECONDS
                 os.environ.update(environment)
                 token = await _prepare(Settings(), models)
                 _go(server, environment)
                 await _wait_until_ready(server, port)
-                _tell(port, token, data, server, engines)
-                await _watch(server, engines)
+                # After the server is there, so that nobody waits for its imports.
+                async with run_child(folder, "worker", Path(sys.executable), *WORKER) as worker:
+                    _tell(port, token, data, server, engines)
+                    await _watch((server, worker), engines)
             finally:
                 await end_child(server)  # while its engines are still there
 
@@ -263,10 +269,11 @@ def _tell(port: int, token: str, data: Path, server: Child, engines: Engines) ->
     )
 
 
-async def _watch(server: Child, engines: Engines) -> None:
+async def _watch(children: Sequence[Child], engines: Engines) -> None:
     """Until something that should go on has ended."""
     while True:
         await asyncio.sleep(0.5)
         engines.check()
-        if server.process.poll() is not None:
-            raise server.failure()
+        for child in children:
+            if child.process.poll() is not None:
+                raise child.failure()

@@ -9,7 +9,7 @@ import logging
 import random
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterable
-from contextlib import aclosing, asynccontextmanager, suppress
+from contextlib import aclosing, asynccontextmanager
 from contextvars import Context
 from typing import Final
 
@@ -23,7 +23,7 @@ from modelharbor.errors import Unavailable
 from modelharbor.settings import Settings
 
 from .changes import Change, Topic, What, topics_of
-from .following import Found, HistoryLost, Place, follow, now_of
+from .following import Found, HistoryLost, Place, ended, follow, now_of
 from .position import position_of
 from .recorded import ensure_log
 
@@ -160,9 +160,7 @@ class Reader:
 
     async def close(self) -> None:
         if self._task is not None:
-            self._task.cancel()
-            with suppress(asyncio.CancelledError):
-                await self._task
+            await ended(self._task)
 
     async def _run(self) -> None:
         while True:

@@ -24,7 +24,7 @@ from modelharbor.db.connection import Database
 from modelharbor.db.events import Stream
 from modelharbor.settings import Settings
 
-from .following import HistoryLost, Place, follow, now_of
+from .following import HistoryLost, Place, ended, follow, now_of
 from .position import LEFT, START, before, position_of, seconds_of, time_of
 from .recorded import LOG, ensure_log, last_position
 
@@ -60,9 +60,7 @@ async def recording(database: Database, settings: Settings) -> AsyncIterator[Non
     try:
         yield
     finally:
-        task.cancel()
-        with suppress(asyncio.CancelledError):
-            await task
+        await ended(task)
 
 
 class _Recorder:
@@ -84,15 +82,14 @@ class _Recorder:
                     if row is not None:
                         failures = 0
                         await self._record(row)
-                except* HistoryLost as lost:
-                    log.error("events.history_lost error=%s", lost.exceptions[0].__cause__)
+                except HistoryLost as lost:
+                    log.error("events.history_lost error=%s", lost.__cause__)
                     self._has_lost, pause = True, 0.1
-                except* _LeaseLost:
+                except _LeaseLost:
                     log.info("events.lease_lost")
-                except* Exception as group:
+                except Exception as error:
                     failures += 1
                     pause = min(RENEW_SECONDS, 0.05 * 2.0 ** min(failures, 10))
-                    error = group.exceptions[0]
                     log.warning("events.recording_failed error=%s: %s", type(error).__name__, error)
                 await asyncio.sleep(random.uniform(pause / 2, pause))
         finally:
@@ -147,9 +144,17 @@ class _Recorder:
             await self._move(began)
             recorded = began
         found: asyncio.Queue[tuple[ObjectId | None, str]] = asyncio.Queue(AHEAD)
-        async with asyncio.TaskGroup() as group:
-            group.create_task(self._follow(Place(time_of(recorded)), found))
-            group.create_task(self._write(found))
+        # No group of tasks: it says once to each that it is to end, which may be swallowed.
+        both = [
+            asyncio.create_task(self._follow(Place(time_of(recorded)), found)),
+            asyncio.create_task(self._write(found)),
+        ]
+        try:
+            done, _ = await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            await ended(*both)
+        for task in done:
+            task.result()
 
     async def _follow(
         self, place: Place, ahead: asyncio.Queue[tuple[ObjectId | None, str]]

@@ -20,6 +20,7 @@ from graphql import (
     FieldNode,
     FragmentDefinitionNode,
     FragmentSpreadNode,
+    GraphQLError,
     InlineFragmentNode,
     SelectionNode,
     VariableDefinitionNode,
@@ -36,9 +37,11 @@ from modelharbor.db.connection import Database
 from modelharbor.errors import BadRequest, BadUserInput, CursorExpired, Forbidden, Unavailable
 from modelharbor.events.changes import Change
 from modelharbor.events.cursors import decode
+from modelharbor.events.following import ended
 from modelharbor.events.reader import Reader
 from modelharbor.events.replay import missed
 from modelharbor.loaders.base import Sharing
+from modelharbor.observability.metrics import Metrics
 from modelharbor.settings import Settings
 from modelharbor.streams.base import Follower, Happening, Source, Subscribed
 
@@ -56,6 +59,7 @@ KEPT: Final = 256  # events that a group keeps for those who come back
 LINGER_SECONDS: Final = 30.0  # how long a group waits for somebody to come back
 AGAIN_SECONDS: Final = 0.5  # after a failure that may pass
 PATIENCE: Final = 20  # failures, before an event is told with what could not be read
+AT_ONCE: Final = 500  # receivers of an event, some 5 ms, before others have a turn
 PASSED_OVER: Final = ("after", "max_rate_hz")
 """Arguments that say nothing about what an event looks like."""
 
@@ -63,7 +67,7 @@ PASSED_OVER: Final = ("after", "max_rate_hz")
 class Sink(Protocol):
     """Where the events of one subscription go. Nothing here waits."""
 
-    def send(self, payload: str, key: Hashable) -> None:
+    def send(self, payload: bytes, key: Hashable) -> None:
         """An answer in JSON. With a `key` it may be dropped for a later one of that key."""
 
     def complete(self) -> None: ...
@@ -92,12 +96,19 @@ class Place(NamedTuple):
     sequence: int
 
 
+def moved(place: Place | None, happening: Happening) -> Place:
+    """Once the happening was told."""
+    if place is None:
+        return Place(happening.position, happening.sequence)
+    return Place(max(happening.position, place.position), max(happening.sequence, place.sequence))
+
+
 @dataclass(slots=True, eq=False)
 class _Told:
     """An event with its answer."""
 
     happening: Happening
-    payload: str
+    payload: bytes
 
 
 @dataclass(slots=True, eq=False)
@@ -121,10 +132,18 @@ class Live:
     """All subscriptions of one process."""
 
     def __init__(
-        self, schema: strawberry.Schema, database: Database, reader: Reader, settings: Settings
+        self,
+        schema: strawberry.Schema,
+        database: Database,
+        reader: Reader,
+        settings: Settings,
+        metrics: Metrics,
     ) -> None:
         self.schema, self.database, self.reader = schema, database, reader
-        self.settings = settings
+        self.settings, self.metrics = settings, metrics
+        metrics.subscriptions.set_function(
+            lambda: sum(len(g.members) for g in self.groups.values())
+        )
         self.frozen: Frozen = Kept(256, 2**16)
         self.groups: dict[Hashable, _Group] = {}
         self.fields: Kept[object, _Field] = Kept(1000, 1000)
@@ -151,10 +170,7 @@ class Live:
 
     async def close(self) -> None:
         """End what still runs."""
-        while self.tasks:
-            for task in list(self.tasks):
-                task.cancel()
-            await asyncio.wait(list(self.tasks))
+        await ended(*self.tasks)
 
     def begin(self, work: Any) -> "asyncio.Task[None]":
         """A task of the process's own: no operation's count of commands sees what it does."""
@@ -261,7 +277,12 @@ class _Field:
         """Raises BadUserInput, in the words of whatever reads the arguments."""
         if asked.values is None:
             raise BadUserInput("The variables do not fit the operation.")
-        found = self.binder(asked.values, asked.variables)
+        try:
+            found = self.binder(asked.values, asked.variables)
+        except (
+            GraphQLError
+        ) as error:  # such as null where the variable may be null, not the argument
+            raise BadUserInput(error.message) from None
         assert isinstance(found, Subscribed)
         return found
 
@@ -356,6 +377,7 @@ class _Group:
     ) -> None:
         self.live, self.key, self.spot, self.asked = live, key, spot, asked
         self.source, self.rate, self.viewer = subscribed.source, subscribed.rate, viewer
+        self.is_logged = self.source.query is not None
         self.follower: Follower = self.source.follow()
         self.members: dict[Subscription, None] = {}
         self.changes: list[Change] = []
@@ -365,7 +387,7 @@ class _Group:
         self.kept: deque[_Told] = deque()
         self.kept_from = ""  # what came after this place is all kept
         self.serial = self.told = 0  # of happenings: known, and told
-        self.standing: tuple[Happening, asyncio.Future[str]] | None = None
+        self.standing: tuple[Happening, asyncio.Future[bytes]] | None = None
         self.pending: dict[Hashable, Happening] = {}
         self.due: dict[Hashable, float] = {}
         self.task: asyncio.Task[None] | None = None
@@ -418,9 +440,9 @@ class _Group:
         if standing is not None and standing.is_final:
             self.finish(subscription)
 
-    async def standing_payload(self, standing: Happening) -> str:
+    async def standing_payload(self, standing: Happening) -> bytes:
         if self.standing is None or self.standing[0] is not standing:
-            answer: asyncio.Future[str] = asyncio.ensure_future(self.payload(standing))
+            answer: asyncio.Future[bytes] = asyncio.ensure_future(self.payload(standing))
             self.standing = standing, answer
         return await asyncio.shield(self.standing[1])
 
@@ -470,7 +492,7 @@ class _Group:
 
     def is_news(self, subscription: Subscription, happening: Happening) -> bool:
         place = subscription.place
-        if place is None or self.source.query is None:
+        if place is None or not self.is_logged:
             return True
         if happening.sequence and happening.sequence <= place.sequence:
             return False
@@ -478,14 +500,10 @@ class _Group:
             return happening.position >= place.position
         return happening.position > place.position
 
-    def hand(self, subscription: Subscription, happening: Happening, payload: str) -> None:
-        old = subscription.place
-        subscription.place = Place(
-            max(happening.position, old.position if old else ""),
-            max(happening.sequence, old.sequence if old else 0),
-        )
-        key = happening.key if happening.is_passing else None
-        subscription.sink.send(payload, key)
+    def hand(self, subscription: Subscription, happening: Happening, payload: bytes) -> None:
+        subscription.place = moved(subscription.place, happening)
+        self.live.metrics.deliveries.inc()
+        subscription.sink.send(payload, happening.key if happening.is_passing else None)
 
     def finish(self, subscription: Subscription) -> None:
         subscription.leave()
@@ -576,9 +594,21 @@ class _Group:
             if len(self.kept) > KEPT:
                 self.kept_from = self.kept.popleft().happening.position
         self.told = max(self.told, serial)
+        key = happening.key if happening.is_passing else None
         permitted: dict[int, bool] = {}
-        for member in list(self.members):
-            if member.serial >= serial or not self.is_news(member, happening):
+        # Most stand at the same place, and come to the same: it is worked out once.
+        before: Place | None = None
+        after, is_news, delivered = moved(None, happening), True, 0
+        for number, member in enumerate(list(self.members), 1):
+            if number % AT_ONCE == 0:
+                await asyncio.sleep(0)
+                permitted.clear()  # a viewer may be gone, and another one be in its place
+            if member.group is not self or member.serial >= serial:
+                continue
+            if member.place != before:
+                before = member.place
+                after, is_news = moved(before, happening), self.is_news(member, happening)
+            if not is_news:
                 continue
             viewer = member.viewer
             is_permitted = permitted.get(id(viewer))
@@ -586,12 +616,14 @@ class _Group:
                 is_permitted = self.source.permits(viewer, happening)
                 permitted[id(viewer)] = is_permitted
             if is_permitted:
-                member.serial = serial
-                self.hand(member, happening, payload)
+                member.serial, member.place = serial, after
+                member.sink.send(payload, key)
+                delivered += 1
                 if happening.is_final:
                     self.finish(member)
+        self.live.metrics.deliveries.inc(delivered)
 
-    async def payload(self, happening: Happening) -> str:
+    async def payload(self, happening: Happening) -> bytes:
         """The answer for one event; again where something is not there that may come back."""
         row: Row = {
             **happening.row,
@@ -600,6 +632,7 @@ class _Group:
             "sequence": happening.sequence,
         }
         asked, schema = self.asked, self.live.schema
+        self.live.metrics.encodings.inc()
         for attempt in range(PATIENCE):
             loop = asyncio.get_running_loop()
             deadline = loop.time() + self.live.settings.operation_timeout_seconds
@@ -622,9 +655,9 @@ class _Group:
         if answer.errors:
             content["errors"] = answer.errors
         try:
-            return orjson.dumps(content).decode()
+            return orjson.dumps(content)
         except TypeError as error:  # a value that JSON does not have came out of a JSON scalar
-            return orjson.dumps({"data": None, "errors": [any_problem(error, "encoding")]}).decode()
+            return orjson.dumps({"data": None, "errors": [any_problem(error, "encoding")]})
 
     def end(self, problems: list[Problem] | None = None, error: Exception | None = None) -> None:
         """Nobody follows any more, or nobody can."""

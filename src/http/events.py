@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final
 import orjson
 from starlette.datastructures import MutableHeaders
 from starlette.responses import Response
-from starlette.types import Message, Receive, Scope, Send
+from starlette.types import Receive, Scope, Send
 
 from modelharbor.auth.viewer import Viewer
 from modelharbor.errors import Unauthenticated
@@ -52,7 +52,7 @@ class EventStream(Response):
     def of_answer(cls, body: bytes) -> "EventStream":
         """Of an operation that has run."""
         made = cls()
-        made.send(body.decode(), None)
+        made.send(body, None)
         made.complete()
         return made
 
@@ -67,8 +67,8 @@ class EventStream(Response):
 
     # ---- a sink
 
-    def send(self, payload: str, key: Hashable) -> None:
-        self.put(f"event: next\ndata: {payload}\n\n".encode(), key)
+    def send(self, payload: bytes, key: Hashable) -> None:
+        self.put(b"event: next\ndata: %b\n\n" % payload, key)
 
     def complete(self) -> None:
         self.put(COMPLETE, None)
@@ -76,7 +76,7 @@ class EventStream(Response):
         self.ended.set()
 
     def fail(self, problems: list[Problem]) -> None:
-        self.send(orjson.dumps({"errors": problems}).decode(), None)
+        self.send(orjson.dumps({"errors": problems}), None)
         self.complete()
 
     def put(self, event: bytes, key: Hashable) -> None:
@@ -85,20 +85,24 @@ class EventStream(Response):
         if self.outbox is None:
             self.waiting.append((event, key))  # what is told before the answer begins
         else:
-            self.outbox.put(_body(event), key)
+            self.outbox.put(event, key)
 
     # ---- a response
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
+
+        async def send_event(event: bytes) -> None:
+            await send({"type": "http.response.body", "body": event, "more_body": True})
+
         settings: Settings = scope["state"]["settings"]
         self.outbox = Outbox(
-            send, settings.send_queue, settings.send_timeout_seconds, self.ended.set
+            send_event, settings.send_queue, settings.send_timeout_seconds, self.ended.set
         )
         # At once, so that a client knows it is heard.
-        self.outbox.put(_body(b":\n\n"))
+        self.outbox.put(b":\n\n")
         for event, key in self.waiting:
-            self.outbox.put(_body(event), key)
+            self.outbox.put(event, key)
         gone = asyncio.ensure_future(_gone(receive))
         ended = asyncio.ensure_future(self.ended.wait())
         try:
@@ -106,7 +110,7 @@ class EventStream(Response):
                 await asyncio.wait(
                     [gone, ended], timeout=ALIVE_SECONDS, return_when=asyncio.FIRST_COMPLETED
                 )
-                self.outbox.put(_body(b":\n\n"), "alive")
+                self.outbox.put(b":\n\n", "alive")
             if self.outbox.is_ended and CUT_OFF in scope:
                 scope[CUT_OFF]()
             elif not gone.done():
@@ -168,10 +172,6 @@ class _Following(EventStream):
             self.subscription.leave()
         if self.viewer is not None:
             self.viewers.leave(self.viewer, self.be_told)
-
-
-def _body(event: bytes) -> Message:
-    return {"type": "http.response.body", "body": event, "more_body": True}
 
 
 async def _gone(receive: Receive) -> None:

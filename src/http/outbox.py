@@ -2,14 +2,11 @@
 
 import asyncio
 import types
-from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine, Generator, Hashable
 from typing import Any
 
-from starlette.types import Message, Send
-
 MOST_WAITING, MOST_SIZE = 1024, 4 * 1024 * 1024
-"""Messages, and their characters, that may wait for one client: beyond it counts as stuck."""
+"""Messages, and their bytes, that may wait for one client: beyond it counts as stuck."""
 
 
 class Outbox:
@@ -18,9 +15,12 @@ class Outbox:
     Those with a key may be left out: when more than `most` wait, or an older one of the same key
     does, the newest of each key is what remains. A client that takes nothing for `patience` seconds,
     or for whom too much waits that may not be left out, is given up: `stuck` is called once.
+
+    `at_once`: sends a message without waiting, or answers False; without it `send` does all.
     """
 
     __slots__ = (
+        "_at_once",
         "_keyed",
         "_most",
         "_patience",
@@ -32,24 +32,34 @@ class Outbox:
         "is_ended",
     )
 
-    def __init__(self, send: Send, most: int, patience: float, stuck: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        send: Callable[[bytes], Awaitable[None]],
+        most: int,
+        patience: float,
+        stuck: Callable[[], None],
+        at_once: Callable[[bytes], bool] | None = None,
+    ) -> None:
         self._send, self._most, self._patience, self._stuck = send, most, patience, stuck
-        self._waiting: deque[tuple[Hashable, Message]] = deque()
+        self._at_once = at_once
+        # Empty most of the time, where a deque takes ten times as much memory.
+        self._waiting: list[tuple[Hashable, bytes]] = []
         self._keyed = self._size = 0
         self._sending: asyncio.Future[None] | None = None
         self.is_ended = False
 
-    def put(self, message: Message, key: Hashable = None) -> None:
+    def put(self, message: bytes, key: Hashable = None) -> None:
         if self.is_ended:
             return
         if self._sending is None:
-            self._begin(message)
+            if self._at_once is None or not self._at_once(message):
+                self._begin(message)
             return
         if key is not None:
             self._drop(key)
             self._keyed += 1
         self._waiting.append((key, message))
-        self._size += _size(message)
+        self._size += len(message)
         if len(self._waiting) > self._most and self._keyed:
             self._drop_oldest()
         if len(self._waiting) > MOST_WAITING or self._size > MOST_SIZE:
@@ -75,13 +85,13 @@ class Outbox:
         """Of those that may be left out."""
         self._remove(next((entry for entry in self._waiting if entry[0] is not None), None))
 
-    def _remove(self, entry: tuple[Hashable, Message] | None) -> None:
+    def _remove(self, entry: tuple[Hashable, bytes] | None) -> None:
         if entry is not None:
             self._waiting.remove(entry)
             self._keyed -= 1
-            self._size -= _size(entry[1])
+            self._size -= len(entry[1])
 
-    def _begin(self, message: Message) -> None:
+    def _begin(self, message: bytes) -> None:
         """Most clients take a message at once: no task is made for it."""
         sending: Coroutine[Any, Any, None] = self._send(message)  # type: ignore[assignment]  # what servers give
         try:
@@ -101,9 +111,9 @@ class Outbox:
                     await sending
                 if not self._waiting:
                     break
-                key, message = self._waiting.popleft()
+                key, message = self._waiting.pop(0)
                 self._keyed -= key is not None
-                self._size -= _size(message)
+                self._size -= len(message)
                 sending = self._send(message)
         except TimeoutError:
             self._give_up()
@@ -116,10 +126,6 @@ class Outbox:
         if not self.is_ended:
             self.end()
             self._stuck()
-
-
-def _size(message: Message) -> int:
-    return len(message.get("text") or message.get("body") or "")
 
 
 @types.coroutine

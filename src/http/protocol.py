@@ -12,6 +12,8 @@ from websockets.http11 import Request
 HEAD_BYTES: Final = 64 * 1024  # of the address and all headers, trailers included
 CUT_OFF: Final = "modelharbor.cut_off"
 """In the ASGI scope: ends a connection whose client takes nothing any more."""
+WRITE_TEXT: Final = "modelharbor.write_text"
+"""In the ASGI scope of a WebSocket: sends a text (in UTF-8) at once, or answers that it has to wait."""
 CUT_OFF_SECONDS: Final = 10.0  # for what is on its way to a client that is only slow
 
 
@@ -39,7 +41,7 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def on_headers_complete(self) -> None:
         super().on_headers_complete()
-        self.scope[CUT_OFF] = self.transport.abort  # type: ignore[typeddict-unknown-key]
+        self.scope[CUT_OFF] = self.transport.abort  # type: ignore[typeddict-unknown-key]  # ours alone
 
     def shutdown(self) -> None:
         tell_closing(self.app_state)
@@ -85,7 +87,21 @@ class SocketProtocol(WebSocketsSansIOProtocol):
     def handle_connect(self, event: Request) -> None:
         super().handle_connect(event)
         if self.response.status_code == 101:
-            self.scope[CUT_OFF] = self.cut_off  # type: ignore[typeddict-unknown-key]
+            self.scope[CUT_OFF] = self.cut_off  # type: ignore[typeddict-unknown-key]  # ours alone
+            self.scope[WRITE_TEXT] = self.write_text  # type: ignore[typeddict-unknown-key]  # ours alone
+
+    def start_keepalive(self) -> None:
+        """Called once it is accepted: what the handshake was is 3 KB that nobody asks for again."""
+        del self.request, self.response
+        super().start_keepalive()
+
+    def write_text(self, text: bytes) -> bool:
+        """The short way of `websocket.send`, of an accepted connection: a frame of a server is its
+        length and the text. False: the client does not take it now, or the connection is closing."""
+        if not self.writable.is_set() or self.close_sent or self.transport.is_closing():
+            return False
+        self.transport.write(head_of_text(len(text)) + text)
+        return True
 
     def cut_off(self, code: int, reason: str) -> None:
         self.queue.put_nowait({"type": "websocket.disconnect", "code": code, "reason": reason})
@@ -98,6 +114,15 @@ class SocketProtocol(WebSocketsSansIOProtocol):
         if self.handshake_complete and not self.close_sent and tell_closing(self.app_state):
             return  # it is closed from there
         super().shutdown()
+
+
+def head_of_text(size: int) -> bytes:
+    """Of a whole frame that is not compressed: RFC 6455, 5.2."""
+    if size < 126:
+        return bytes((0x81, size))
+    if size < 65536:
+        return b"\x81\x7e" + size.to_bytes(2, "big")
+    return b"\x81\x7f" + size.to_bytes(8, "big")
 
 
 def tell_closing(state: dict[str, Any]) -> bool:

@@ -22,7 +22,7 @@ from modelharbor.observability.sentry import operation_scope
 from .answers import REQUEST_ID, request_id_from, with_request_id
 from .outbox import Outbox
 from .parameters import read_parameters
-from .protocol import CUT_OFF
+from .protocol import CUT_OFF, WRITE_TEXT
 
 if TYPE_CHECKING:
     from .graphql import GraphQLEndpoint, Incoming
@@ -53,28 +53,28 @@ class CloseSocket(Exception):
 class Running:
     """One operation of a socket."""
 
-    __slots__ = ("id", "shown", "socket", "subscription", "task")
+    __slots__ = ("head", "id", "socket", "subscription", "task")
 
     def __init__(self, socket: "Socket", id: str) -> None:
         self.socket, self.id = socket, id
-        self.shown = orjson.dumps(id).decode()
+        self.head = b'{"id":%b,"type":' % orjson.dumps(id)
         self.task: asyncio.Task[None] | None = None
         self.subscription: Subscription | None = None
 
-    def send(self, payload: str, key: Hashable) -> None:
-        text = f'{{"id":{self.shown},"type":"next","payload":{payload}}}'
+    def send(self, payload: bytes, key: Hashable) -> None:
         self.socket.outbox.put(
-            {"type": "websocket.send", "text": text}, None if key is None else (self.id, key)
+            b'%b"next","payload":%b}' % (self.head, payload),
+            None if key is None else (self.id, key),
         )
 
     def complete(self) -> None:
         if self.socket.forget(self):
-            self.socket.tell(f'{{"id":{self.shown},"type":"complete"}}')
+            self.socket.outbox.put(b'%b"complete"}' % self.head)
 
     def fail(self, problems: list[Problem]) -> None:
         if self.socket.forget(self):
-            shown = orjson.dumps(self.socket.marked(problems)).decode()
-            self.socket.tell(f'{{"id":{self.shown},"type":"error","payload":{shown}}}')
+            shown = orjson.dumps(self.socket.marked(problems))
+            self.socket.outbox.put(b'%b"error","payload":%b}' % (self.head, shown))
 
 
 class Socket:
@@ -90,8 +90,13 @@ class Socket:
         self.running: dict[str, Running] = {}
         self.is_initialised = self.is_acknowledged = False
         self.count = 0  # of operations so far
-        patience = self.settings.send_timeout_seconds
-        self.outbox = Outbox(send, self.settings.send_queue, patience, self.be_stuck)
+        self.outbox = Outbox(
+            self.send_text,
+            self.settings.send_queue,
+            self.settings.send_timeout_seconds,
+            self.be_stuck,
+            request.scope.get(WRITE_TEXT),
+        )
         self.closing: asyncio.Task[None] | None = None
 
     async def serve(self) -> None:
@@ -191,7 +196,7 @@ class Socket:
                 answer = (
                     {"type": "pong"} if payload is None else {"type": "pong", "payload": payload}
                 )
-                self.tell(orjson.dumps(answer).decode())
+                self.outbox.put(orjson.dumps(answer))
             case "pong":
                 pass
             case "subscribe":
@@ -223,7 +228,7 @@ class Socket:
         except HarborError as error:
             raise CloseSocket(STUCK, error.message) from None
         self.is_acknowledged = True
-        self.tell('{"type":"connection_ack"}')
+        self.outbox.put(b'{"type":"connection_ack"}')
 
     def subscribe(self, message: dict[str, Any]) -> None:
         if not self.is_acknowledged:
@@ -262,7 +267,7 @@ class Socket:
                     running.fail(answer.errors)
                 else:
                     _, body = self.endpoint.content(self.request, answer, cost)
-                    running.send(body.decode(), None)
+                    running.send(body, None)
                     running.complete()
         except InvalidDocument as error:
             running.fail(list(error.problems))
@@ -274,8 +279,8 @@ class Socket:
 
     # ---- what clients are told
 
-    def tell(self, text: str) -> None:
-        self.outbox.put({"type": "websocket.send", "text": text})
+    async def send_text(self, text: bytes) -> None:
+        await self.send({"type": "websocket.send", "text": text.decode()})
 
     def marked(self, problems: list[Problem]) -> list[Problem]:
         return with_request_id(self.request.scope, problems)

@@ -14,6 +14,7 @@ from redis.exceptions import RedisError
 
 from modelharbor.cache.client import PAUSE_SECONDS, Cache
 from modelharbor.cache.keys import WAKING_CHANNEL
+from modelharbor.events.following import ended
 from modelharbor.observability.logging import log_event
 
 log = logging.getLogger(__name__)
@@ -53,9 +54,7 @@ async def listening(cache: Cache) -> AsyncIterator[Waking]:
     try:
         yield waking
     finally:
-        task.cancel()
-        with suppress(asyncio.CancelledError):
-            await task
+        await ended(task)
 
 
 async def _listen(cache: Cache, waking: Waking) -> None:
@@ -67,10 +66,11 @@ async def _listen(cache: Cache, waking: Waking) -> None:
             waking.tell()  # what came while nobody listened
             heard = True
             while True:
-                if await channel.get_message(timeout=LISTEN_SECONDS) is not None:
+                message = await channel.get_message(timeout=LISTEN_SECONDS)
+                if message is None:
+                    await channel.ping()  # a peer that has vanished says nothing by itself
+                elif message["type"] == "message":  # not the answer to a ping
                     waking.tell()
-                else:
-                    await channel.ping()  # a peer that vanished says nothing
         except (RedisError, OSError, TimeoutError) as error:
             if heard:
                 log_event(log, logging.WARNING, "worker.polls", error=error)

@@ -2,7 +2,7 @@
 
 from typing import Final
 
-from prometheus_client import CollectorRegistry, Counter, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Gauge, generate_latest
 
 MEDIA: Final = "text/plain; version=0.0.4; charset=utf-8"
 PLAN: Final = "plan"
@@ -24,6 +24,21 @@ class Metrics:
         self.merged_reads = Counter(
             "modelharbor_merged_reads",
             "Reads that went to the database together with another operation's.",
+            registry=self.registry,
+        )
+        self.subscriptions = Gauge(
+            "modelharbor_subscriptions",
+            "Subscriptions that clients of this process follow.",
+            registry=self.registry,
+        )
+        self.deliveries = Counter(
+            "modelharbor_deliveries",
+            "Events of subscriptions that were handed to clients.",
+            registry=self.registry,
+        )
+        self.encodings = Counter(
+            "modelharbor_encodings",
+            "Answers that were made for them: one for all who want the same.",
             registry=self.registry,
         )
 

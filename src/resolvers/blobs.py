@@ -1,9 +1,10 @@
 """Contents come and go: whoever adds them meets whoever removes them, and neither harms the other.
 
 Who adds says so first (`announce_blobs`), then looks what is stored, stores what is not, and says so
-(`record_blobs`); files then refer to it in a transaction. Who removes marks first (`claim_unused`: no
-references, not announced for a while), then removes the contents, then the document (`forget_blobs`).
-Nobody adds to what is marked: `announce_blobs` waits until it is gone, the other two refuse.
+(`record_blobs`); files then refer to it in a transaction (`refer_to`). Who removes marks first
+(`claim_unused`: no references, not announced for a while), then removes the contents, then the document
+(`forget_blobs`). Nobody adds to what is marked: `announce_blobs` waits until it is gone, the other two
+refuse. Contents that come again have another document, and only who was promised that one records them.
 """
 
 import asyncio
@@ -45,8 +46,8 @@ class Contents(Protocol):
 
 async def announce_blobs(
     database: Database, storage: BlobStore, contents: Sequence[Contents]
-) -> None:
-    """They are about to be used: from here on they are no garbage.
+) -> dict[str, Row]:
+    """They are about to be used: from here on they are no garbage. Their documents, by SHA-256.
 
     Waits for those that are being removed. Outside of transactions: an upsert in one fails, where it
     would wait outside, when another adds the same contents at once. Unavailable where they are
@@ -59,7 +60,7 @@ async def announce_blobs(
         for start in range(0, len(waiting), BLOBS_AT_ONCE):
             marked += await _announce(database, waiting[start : start + BLOBS_AT_ONCE])
         if not marked:
-            return
+            return await _documents(database, contents)
         if time.monotonic() > until:
             raise Unavailable("Old contents of these files are being removed: try again later.")
         await asyncio.sleep(LOOK_SECONDS)
@@ -97,12 +98,31 @@ async def _announce(database: Database, contents: Sequence[Contents]) -> list[Co
     return []
 
 
-async def record_blobs(database: Database, contents: Sequence[Contents]) -> None:
-    """Announced contents are stored now. CONFLICT where they were removed since they were announced."""
+async def _documents(database: Database, contents: Sequence[Contents]) -> dict[str, Row]:
+    found: dict[str, Row] = {}
     for start in range(0, len(contents), BLOBS_AT_ONCE):
-        batch = contents[start : start + BLOBS_AT_ONCE]
+        batch = {each.sha256 for each in contents[start : start + BLOBS_AT_ONCE]}
+        rows = (
+            await database.data["blobs"]
+            .find(
+                {"sha256": {"$in": sorted(batch)}, "deleting_at": None}, {"sha256": 1, "stored": 1}
+            )
+            .max_time_ms(database.query_timeout_ms)
+            .to_list()
+        )
+        if len(rows) < len(batch):
+            raise removed_meanwhile()
+        found.update((row["sha256"], row) for row in rows)
+    return found
+
+
+async def record_blobs(database: Database, blob_ids: Sequence[ObjectId]) -> None:
+    """The contents of these documents are stored now. CONFLICT where they were removed since they were
+    announced."""
+    for start in range(0, len(blob_ids), BLOBS_AT_ONCE):
+        batch = blob_ids[start : start + BLOBS_AT_ONCE]
         found = await database.data["blobs"].update_many(
-            {"sha256": {"$in": [each.sha256 for each in batch]}, "deleting_at": None},
+            {"_id": {"$in": list(batch)}, "deleting_at": None},
             {"$set": {"stored": True, "seen_at": utc_now()}},
         )
         if found.matched_count < len(batch):
@@ -112,10 +132,13 @@ async def record_blobs(database: Database, contents: Sequence[Contents]) -> None
 async def refer_to(
     database: Database, session: AsyncClientSession, counts: Mapping[str, int]
 ) -> None:
-    """So many more files have contents, by their SHA-256. CONFLICT where those are gone."""
+    """So many more files have contents, by their SHA-256. CONFLICT where those are not stored."""
     done = await database.data["blobs"].bulk_write(
         [
-            UpdateOne({"sha256": digest, "deleting_at": None}, {"$inc": {"references": count}})
+            UpdateOne(
+                {"sha256": digest, "stored": True, "deleting_at": None},
+                {"$inc": {"references": count}},
+            )
             for digest, count in sorted(counts.items())
         ],
         ordered=False,

@@ -406,8 +406,13 @@ async def _store(
     """Put what the store does not have; answers its length."""
     real = {file.path: file.real for file in found}
     first = {entry.sha256: entry for entry in reversed(entries)}
-    await announce_blobs(database, storage, list(first.values()))
-    missing = [entry async for entry in _missing(database, storage, list(first.values()))]
+    blobs = await announce_blobs(database, storage, list(first.values()))
+    # Whose contents are not known to be stored whole: documents say so after they are on disk.
+    missing = [
+        entry
+        for entry in first.values()
+        if not (blobs[entry.sha256]["stored"] and await storage.exists(entry.sha256))
+    ]
     total, done = sum(entry.size_bytes for entry in missing), 0
     waiting = iter(missing)
 
@@ -435,32 +440,8 @@ async def _store(
                 group.create_task(put())
     except BaseExceptionGroup as failures:
         raise failures.exceptions[0] from None  # of several that fail at once, one tells enough
-    await record_blobs(database, missing)
+    await record_blobs(database, [blobs[entry.sha256]["_id"] for entry in missing])
     return total
-
-
-async def _missing(
-    database: Database, storage: BlobStore, entries: Sequence[FileEntry]
-) -> AsyncIterator[FileEntry]:
-    """Those whose contents are not known to be stored whole: documents say so after they are on disk."""
-    for batch in _batches(entries, FILES_AT_ONCE):
-        rows = await (
-            database.data["blobs"]
-            .find(
-                {
-                    "sha256": {"$in": [entry.sha256 for entry in batch]},
-                    "stored": True,
-                    "deleting_at": None,
-                },
-                {"sha256": 1},
-            )
-            .max_time_ms(database.query_timeout_ms)
-            .to_list()
-        )
-        known = {row["sha256"] for row in rows}
-        for entry in batch:
-            if entry.sha256 not in known or not await storage.exists(entry.sha256):
-                yield entry
 
 
 def _batches(entries: Sequence[FileEntry], size: int) -> Iterator[Sequence[FileEntry]]:

@@ -1,12 +1,13 @@
 """Jobs: start them, cancel them, give them another chance."""
 
 import asyncio
+from collections.abc import Collection
 from typing import Final
 
 from bson import ObjectId
 from pymongo.asynchronous.client_session import AsyncClientSession
 
-from modelharbor.auth.viewer import Viewer, actor_principal, job_principals
+from modelharbor.auth.viewer import OPERATOR, Viewer, actor_principal, job_principals
 from modelharbor.db.base import Row
 from modelharbor.db.connection import Database
 from modelharbor.db.jobs import ENDED, WAITING, JobKind, JobState
@@ -247,7 +248,7 @@ async def retry_job(
             database, session, JobKind(job["kind"]), job["created_by_id"], job["priority"]
         )
         progress = {"current": 0, "total": None, "rate": None, "message": None}
-        fresh = {
+        fresh: Row = {
             **dict.fromkeys(("error", "result", "checkpoint", "started_at")),
             **dict.fromkeys(("attempt", "deaths"), 0),
             **{f"progress.{name}": value for name, value in progress.items()},
@@ -305,4 +306,48 @@ def _steers(viewer: Viewer, job: Row) -> bool:
 def _impossible(job: Row, done: str) -> Refused:
     return Refused(
         ErrorCode.INVALID_TRANSITION, f"The job is {job['state']}: it cannot be {done}.", "id"
+    )
+
+
+# For the operator at the command line ------------------------------------------------------------
+
+
+async def list_jobs(
+    database: Database,
+    *,
+    states: Collection[JobState] = (),
+    kinds: Collection[JobKind] = (),
+    limit: int = 1000,
+) -> list[Row]:
+    """The newest first; of these states and kinds, where any are given."""
+    query: Row = {"principals": OPERATOR}
+    if states:
+        query["state"] = {"$in": [state.value for state in states]}
+    if kinds:
+        query["kind"] = {"$in": [kind.value for kind in kinds]}
+    return (
+        await database.data["jobs"]
+        .find(query, max_time_ms=database.query_timeout_ms)
+        .sort("_id", -1)
+        .to_list(limit)
+    )
+
+
+async def jobs_by_id(database: Database, job_ids: Collection[ObjectId]) -> list[Row]:
+    """In the order of their ids; those that are there."""
+    return (
+        await database.data["jobs"]
+        .find({"_id": {"$in": list(job_ids)}}, max_time_ms=database.query_timeout_ms)
+        .sort("_id", 1)
+        .to_list()
+    )
+
+
+async def log_of_job(database: Database, job_id: ObjectId) -> list[Row]:
+    """Its lines, the oldest first."""
+    return (
+        await database.data["job_logs"]
+        .find({"job_id": job_id}, max_time_ms=database.query_timeout_ms)
+        .sort("_id", 1)
+        .to_list()
     )

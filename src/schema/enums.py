@@ -10,7 +10,6 @@ from typing import Any
 import strawberry
 
 from modelharbor.db.actors import Role
-from modelharbor.db.events import EventKind
 from modelharbor.db.files import FileFormat, FileRole
 from modelharbor.db.jobs import JobKind, JobState, Level
 from modelharbor.db.models import ModelState, Visibility
@@ -163,23 +162,4 @@ describe(
         "CRITICAL": "To be acted upon.",
     },
     name="Severity",
-)
-describe(
-    EventKind,
-    "What happened to a model.",
-    {
-        "MODEL_CREATED": "It was made.",
-        "MODEL_UPDATED": "It was changed.",
-        "MODEL_ARCHIVED": "It was archived.",
-        "MODEL_RESTORED": "It was brought back.",
-        "MODEL_DELETED": "It was deleted.",
-        "VERSION_CREATED": "A version of it was made.",
-        "VERSION_UPDATED": "A version of it was changed.",
-        "VERSION_READY": "A version of it was published.",
-        "VERSION_ARCHIVED": "A version of it was archived.",
-        "VERSION_DELETED": "A version of it was deleted.",
-        "ALIAS_SET": "An alias was pointed at a version of it.",
-        "ALIAS_DELETED": "An alias of it was deleted.",
-        "ROLE_GRANTED": "A role on it was given or taken; told to those who own it.",
-    },
 )

@@ -6,7 +6,7 @@ from modelharbor.context import Info
 from modelharbor.jobs.waking import wake
 from modelharbor.resolvers import jobs
 
-from .model_changes import CHANGE, COMMENT, IDEMPOTENCY
+from .model_changes import CHANGE, COMMENT
 from .nodes import object_id
 from .payloads import Given, JobPayload, done, refusable, values_of
 
@@ -23,7 +23,10 @@ class ImportModelInput:
     name: str | None = strawberry.field(
         default=None, description="Name of the model; without it that of the folder."
     )
-    idempotency_key: str | None = strawberry.field(default=None, description=IDEMPOTENCY)
+    idempotency_key: str | None = strawberry.field(
+        default=None,
+        description="The same key with the same input answers the same job, as long as it is kept: for safe retries.",
+    )
 
 
 @strawberry.input(description="A job to cancel.")
@@ -98,8 +101,6 @@ class JobMutation:
     @refusable
     async def collect_garbage(self, info: Info, input: Given[CollectGarbageInput]) -> JobPayload:
         context = info.context
-        row = await jobs.start_collection(
-            context.database, context.person, **values_of(input)
-        )
+        row = await jobs.start_collection(context.database, context.person, **values_of(input))
         await wake(context.cache)
         return done(JobPayload, job=row)

@@ -3,13 +3,13 @@
 import math
 from collections.abc import Callable
 from datetime import datetime
+from enum import Enum
 from typing import Annotated, Any, Final, TypeAlias, TypeVar
 
 import strawberry
 from bson import ObjectId
 
 from modelharbor.db.base import Row
-from modelharbor.db.events import EventKind
 from modelharbor.db.keyset import MAX_PAGE
 from modelharbor.errors import BadUserInput, NotFound
 from modelharbor.events.cursors import encode
@@ -35,7 +35,6 @@ from .versions import ModelVersion
 MAX_RATE_HZ: Final = 50.0
 JOBS_RATE_HZ: Final = 1.0  # of the progress of each of many jobs
 MAX_MODELS: Final = 100
-MAX_KINDS: Final = len(EventKind)
 T = TypeVar("T")
 
 Since: TypeAlias = Annotated[
@@ -60,16 +59,14 @@ class JobEvent:
 
 
 # What stored names are shown as, where that is not the name itself in camel case.
-SHOWN_AS: Final = {
-    "card_sha256": "card",
-    "version_id": "version",
-    "actor_id": "actor",
-}
+SHOWN_AS: Final = {"card_sha256": "card", "owner_id": "owner", "version_id": "version"}
 
 
 def changed_fields(before: Row, after: Row) -> list[str]:
-    names = {SHOWN_AS.get(name) or _camel(name) for name in (*before, *after)}
-    return sorted(names)
+    """Of what is gone, all that there was."""
+    changed = [name for name, value in after.items() if before.get(name) != value]
+    names = changed if after else before
+    return sorted(SHOWN_AS.get(name) or _camel(name) for name in names)
 
 
 def _camel(name: str) -> str:
@@ -77,10 +74,42 @@ def _camel(name: str) -> str:
     return first + "".join(each.title() for each in rest)
 
 
+@strawberry.enum(name="EventKind", description="What happened to a model.")
+class ModelEventKind(Enum):
+    """Those of db/events.py that are told to whoever sees the model."""
+
+    MODEL_CREATED = strawberry.enum_value("MODEL_CREATED", description="It was made.")
+    MODEL_UPDATED = strawberry.enum_value("MODEL_UPDATED", description="It was changed.")
+    MODEL_ARCHIVED = strawberry.enum_value("MODEL_ARCHIVED", description="It was archived.")
+    MODEL_RESTORED = strawberry.enum_value("MODEL_RESTORED", description="It was brought back.")
+    MODEL_DELETED = strawberry.enum_value("MODEL_DELETED", description="It was deleted.")
+    VERSION_CREATED = strawberry.enum_value(
+        "VERSION_CREATED", description="A version of it was made."
+    )
+    VERSION_UPDATED = strawberry.enum_value(
+        "VERSION_UPDATED", description="A version of it was changed."
+    )
+    VERSION_READY = strawberry.enum_value(
+        "VERSION_READY", description="A version of it was published."
+    )
+    VERSION_ARCHIVED = strawberry.enum_value(
+        "VERSION_ARCHIVED", description="A version of it was archived."
+    )
+    VERSION_DELETED = strawberry.enum_value(
+        "VERSION_DELETED", description="A version of it was deleted."
+    )
+    ALIAS_SET = strawberry.enum_value(
+        "ALIAS_SET", description="An alias was pointed at a version of it."
+    )
+    ALIAS_DELETED = strawberry.enum_value(
+        "ALIAS_DELETED", description="An alias of it was deleted."
+    )
+
+
 @strawberry.type(description="Something that happened to a model.")
 class ModelEvent:
     cursor: Cursor = computed(event_cursor, description=CURSOR)
-    kind: EventKind = strawberry.field(description="What happened.")
+    kind: ModelEventKind = strawberry.field(description="What happened.")
     model: Model | None = loaded(
         ModelByIdLoader,
         key="model_id",
@@ -96,7 +125,8 @@ class ModelEvent:
     )
     at: datetime = strawberry.field(description="When.")
     changed_fields: list[str] = computed(
-        changed_fields, description="Names of the fields that it set, in order."
+        changed_fields,
+        description="Names of the fields that it changed, of the model, the version or the alias.",
     )
 
 
@@ -135,7 +165,9 @@ class QueryResultChange:
 
 def _rate(given: float) -> float:
     if not (math.isfinite(given) and 0 < given <= MAX_RATE_HZ):
-        raise BadUserInput(f"`maxRateHz` is {given:g}; it takes more than 0, {MAX_RATE_HZ:g} at most.")
+        raise BadUserInput(
+            f"`maxRateHz` is {given:g}; it takes more than 0, {MAX_RATE_HZ:g} at most."
+        )
     return given
 
 
@@ -168,7 +200,9 @@ def jobs(
 
 def _some(name: str, given: list[Any], most: int, wanted: Callable[[Any], T]) -> list[T]:
     if not 1 <= len(given) <= most:
-        raise BadUserInput(f"`{name}` has {len(given)} values; it takes 1 to {most}, or is left out.")
+        raise BadUserInput(
+            f"`{name}` has {len(given)} values; it takes 1 to {most}, or is left out."
+        )
     return [wanted(each) for each in given]
 
 
@@ -188,7 +222,7 @@ def model_events(
         str | None, strawberry.argument(description="Only of models of this login, in any case.")
     ] = None,
     kinds: Annotated[
-        list[EventKind] | None, strawberry.argument(description="Only of these kinds.")
+        list[ModelEventKind] | None, strawberry.argument(description="Only of these kinds.")
     ] = None,
     after: Since = None,
 ) -> Subscribed:
@@ -197,7 +231,7 @@ def model_events(
         wanted = tuple(sorted(set(_some("modelIds", model_ids, MAX_MODELS, _model_id))))
     names = None
     if kinds is not None:
-        names = frozenset(_some("kinds", kinds, MAX_KINDS, lambda kind: str(kind.value)))
+        names = frozenset(_some("kinds", kinds, len(ModelEventKind), lambda kind: str(kind.value)))
     return Subscribed(ModelEvents(wanted, owner.lower() if owner else owner, names), after)
 
 

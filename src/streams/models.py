@@ -6,7 +6,6 @@ from typing import Final
 
 from bson import ObjectId
 
-from modelharbor.auth.viewer import actor_principal
 from modelharbor.db.base import Row
 from modelharbor.db.events import EventKind, Stream
 from modelharbor.db.keyset import Window
@@ -74,7 +73,8 @@ class ModelEvents(Source):
         rows = await reads.database.find(
             "actors", {"login_lower": self.owner}, projection={"_id": 1}
         )
-        return rows[0]["_id"] if rows else None
+        found: ObjectId | None = rows[0]["_id"] if rows else None
+        return found
 
     async def of_events(self, reads: Reads, changes: Sequence[Change]) -> list[Happening]:
         rights = set(reads.viewer.principals)
@@ -91,13 +91,13 @@ class ModelEvents(Source):
         if not told:
             return []
         ids = list({change.row["model_id"] for change in told})
-        names = {"principals": 1, "state": 1, "owner_id": 1}
+        names = {"principals": 1, "state": 1}
         rows = await reads.database.find("models", {"_id": {"$in": ids}}, projection=names)
         models = {row["_id"]: row for row in rows}
         return [
             Happening(change.position, change.row)
             for change in told
-            if _is_seen(change.row, models.get(change.row["model_id"]), rights)
+            if _is_seen(models.get(change.row["model_id"]), rights)
         ]
 
     def names(self, event: Row) -> bool:
@@ -112,11 +112,9 @@ class ModelEvents(Source):
         return ModelEventsFollower(self)
 
 
-def _is_seen(event: Row, model: Row | None, rights: set[str]) -> bool:
-    """By who could see the model then, which was looked at, and can now."""
-    if event["kind"] == EventKind.ROLE_GRANTED.value:
-        # Who may do what is for those who own it.
-        return model is not None and actor_principal(model["owner_id"]) in rights
+def _is_seen(model: Row | None, rights: set[str]) -> bool:
+    """Whether those who could see it when something happened may see that now: still, or since it is
+    gone."""
     if model is None or model["state"] == ModelState.DELETED.value:
         return True
     return not rights.isdisjoint(model["principals"])
@@ -196,8 +194,7 @@ class ModelsChangedFollower(Follower):
         return self.now
 
     async def page(self, reads: Reads) -> Row:
-        found = await reads.loader(ModelPageLoader, self.source.window).load(ROOT)
-        assert found is not None
+        found: Row = await reads.loader(ModelPageLoader, self.source.window).load(ROOT)
         return found
 
     def edges_of(self, page: Row) -> dict[ObjectId, Row]:

@@ -7,11 +7,11 @@ from typing import Final, TypeAlias
 
 from bson import ObjectId
 from pymongo.asynchronous.client_session import AsyncClientSession
-from pymongo.asynchronous.cursor import AsyncCursor
 
 from modelharbor.db.base import Row
 from modelharbor.db.connection import Database
 from modelharbor.db.jobs import HELD, WAITING, JobKind, JobState
+from modelharbor.errors import Unavailable
 from modelharbor.jobs.states import CLAIMABLE, change_state
 
 from .reports import literal
@@ -22,6 +22,7 @@ Claim: TypeAlias = tuple[ObjectId, int]
 MOST_DEATHS: Final = 3
 SPARE: Final = 16  # candidates more than needed: some are of kinds that get no more places
 MOST_EXPIRED: Final = 100  # looked at in one round
+EXPIRE_SECONDS: Final = 1.0  # for one of them, when others want it too
 WORKER_DIED: Final = "WORKER_DIED"
 STATES_HELD: Final = {"$in": [state.value for state in HELD]}
 
@@ -43,7 +44,7 @@ def _is(claim: Claim) -> Row:
     return {"_id": claim[0], "token": claim[1]}
 
 
-def _lease(seconds: float) -> Row:
+def leased(seconds: float) -> Row:
     return {
         "lease_until": {"$add": ["$$NOW", int(seconds * 1000)]},
         "heartbeat_at": "$$NOW",
@@ -53,7 +54,7 @@ def _lease(seconds: float) -> Row:
 def _claimed(worker: str, lease_seconds: float) -> Row:
     return {
         **literal({"worker": worker}),
-        **_lease(lease_seconds),
+        **leased(lease_seconds),
         "token": {"$add": ["$token", 1]},
         "attempt": {"$add": ["$attempt", 1]},
         "started_at": {"$ifNull": ["$started_at", "$$NOW"]},
@@ -87,12 +88,13 @@ async def claim(database: Database, worker: str, lease_seconds: float, places: P
     async def work(session: AsyncClientSession) -> list[Row]:
         nonlocal attempts
         attempts += 1
-        found: AsyncCursor[Row] = (
-            database.data["jobs"]
-            .find(query, {"kind": 1, "deaths": 1}, session=session)
-            .sort([("priority", -1), ("turn", 1), ("_id", 1)])
-            .limit(places.free + SPARE)
-            .max_time_ms(database.query_timeout_ms)
+        found = database.data["jobs"].find(
+            query,
+            {"kind": 1, "deaths": 1},
+            sort=[("priority", -1), ("turn", 1), ("_id", 1)],
+            limit=places.free + SPARE,
+            max_time_ms=database.query_timeout_ms,
+            session=session,
         )
         rows = await found.to_list()
         if attempts > 1:
@@ -121,7 +123,8 @@ async def _any(database: Database, query: Row) -> bool:
 
 def _fitting(rows: list[Row], free: int, kinds: Mapping[JobKind, int], suspects: bool) -> list[Row]:
     """Of the candidates as many as there are places for; one suspect at most."""
-    left, found = dict(kinds), []
+    left = dict(kinds)
+    found: list[Row] = []
     for row in rows:
         kind = JobKind(row["kind"])
         if len(found) == free:
@@ -165,7 +168,10 @@ async def expire(database: Database, own: Collection[Claim]) -> list[Row]:
                 database, session, {**_is(claim_of(row)), **expired}, to, [{"$set": update}]
             )
 
-        after = await database.transaction(work)
+        try:
+            after = await database.transaction(work, EXPIRE_SECONDS)
+        except Unavailable:
+            continue  # its worker lives: it is in the middle of a long transaction
         if after is not None:
             changed.append(after)
     return changed
@@ -182,7 +188,7 @@ async def renew(database: Database, claims: Collection[Claim], lease_seconds: fl
     if claims:
         await database.data["jobs"].update_many(
             {"$or": [_is(each) for each in claims], "state": STATES_HELD},
-            [{"$set": _lease(lease_seconds)}],
+            [{"$set": leased(lease_seconds)}],
         )
 
 

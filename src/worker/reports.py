@@ -5,7 +5,7 @@ import logging
 import time
 from collections import deque
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from typing import Any, Final
 
 from beanie import PydanticObjectId
@@ -16,6 +16,7 @@ from pymongo.errors import BulkWriteError, PyMongoError
 from modelharbor.db.base import Row, utc_now
 from modelharbor.db.connection import Database
 from modelharbor.db.jobs import HELD, JobLogDocument, JobState, Level
+from modelharbor.events.following import ended
 from modelharbor.observability.logging import log_event
 
 from .interruptions import AwaitChildren, JobCancelled, LeaseLost
@@ -185,8 +186,7 @@ class Reports:
         finally:
             async with self._writing:  # not in the middle of a write
                 task.cancel()
-            with suppress(asyncio.CancelledError):
-                await task
+            await ended(task)
 
     async def _write_on(self) -> None:
         while True:

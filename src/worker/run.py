@@ -24,6 +24,7 @@ from modelharbor.db.jobs import JobKind, JobState
 from modelharbor.db.migrations import pending
 from modelharbor.db.tokens import Permission
 from modelharbor.errors import HarborError
+from modelharbor.events.following import ended
 from modelharbor.events.recorder import recording
 from modelharbor.jobs.waking import Waking, listening, wake
 from modelharbor.observability.logging import log_event
@@ -133,7 +134,6 @@ class Worker:
         self._database, self._settings = shared.database, shared.settings
         self._waking, self._clock = waking, clock
         self._held: dict[Claim, Held] = {}
-        self._next_look = 0.0
         self._is_unsure = False  # a claim failed: we may have more than we know
 
     async def run(self, stop: asyncio.Event) -> None:
@@ -145,7 +145,11 @@ class Worker:
             concurrency=self._concurrency,
             kinds=",".join(kind.value for kind in self._handlers),
         )
-        async with _beside(self._keep_leases()), _beside(self._hear(stop)):
+        async with (
+            _beside(self._keep_leases()),
+            _beside(self._tend_queue()),
+            _beside(self._hear(stop)),
+        ):
             while not stop.is_set():
                 if not await self._look():
                     await self._waking.wait(LOOK_SECONDS)
@@ -161,11 +165,22 @@ class Worker:
 
     async def _look(self) -> bool:
         """Start what there is and what there are places for; whether there may be more."""
-        try:
-            if time.monotonic() >= self._next_look:
-                self._next_look = time.monotonic() + LOOK_SECONDS
-                await self._clock.put_due(self._database)
-                for job in await expire(self._database, self._held):
+        jobs: list[Row] = []
+        async with self._forgiving("look"):
+            if self._is_unsure:
+                await self._hand_back_strays()
+            jobs = await self._claim(self._places())
+        for job in jobs:
+            self._start(job)
+        return bool(jobs) and len(self._held) < self._concurrency
+
+    async def _tend_queue(self) -> None:
+        """Each second: jobs whose time has come, and those whose worker died."""
+        while True:
+            async with self._forgiving("tend"):
+                put = await self._clock.put_due(self._database)
+                expired = await expire(self._database, self._held)
+                for job in expired:
                     log_event(
                         log,
                         logging.WARNING,
@@ -174,22 +189,20 @@ class Worker:
                         deaths=job["deaths"],
                         state=job["state"],
                     )
-            if self._is_unsure:
-                await self._hand_back_strays()
-            places = self._places()
-            jobs = await self._claim(places)
+                if put or expired:
+                    self._waking.tell()
+            await asyncio.sleep(LOOK_SECONDS)
+
+    @asynccontextmanager
+    async def _forgiving(self, what: str) -> AsyncIterator[None]:
+        """What fails is tried again later: a worker outlives its MongoDB, and our mistakes."""
+        try:
+            yield
         except (PyMongoError, HarborError) as error:
-            log_event(log, logging.WARNING, "worker.look_failed", worker=self.name, error=error)
-            await asyncio.sleep(LOOK_SECONDS)
-            return False
+            log_event(log, logging.WARNING, f"worker.{what}_failed", worker=self.name, error=error)
         except Exception as error:
-            log.error("worker.look_broke worker=%s", self.name, exc_info=error)
+            log.error("worker.%s_broke worker=%s", what, self.name, exc_info=error)
             capture(error)
-            await asyncio.sleep(LOOK_SECONDS)
-            return False
-        for job in jobs:
-            self._start(job)
-        return bool(jobs) and len(self._held) < self._concurrency
 
     def _places(self) -> Places:
         held = [each.job for each in self._held.values()]
@@ -286,19 +299,13 @@ class Worker:
             claims = list(self._held)
             if not claims:
                 continue
-            try:
+            if time.monotonic() >= next_beat:
+                next_beat = time.monotonic() + lease / 3 - 0.01
+                async with self._forgiving("beat"):
+                    await self._renew(claims)
+            async with self._forgiving("beat"):
                 with pymongo.timeout(lease / 3):
-                    if time.monotonic() >= next_beat:
-                        next_beat = time.monotonic() + lease / 3 - 0.01
-                        await self._renew(claims)
                     self._tell(claims, await held_states(self._database, claims))
-            except (PyMongoError, HarborError) as error:
-                next_beat = 0.0
-                log_event(log, logging.WARNING, "worker.beat_failed", worker=self.name, error=error)
-            except Exception as error:
-                next_beat = 0.0
-                log.error("worker.beat_broke worker=%s", self.name, exc_info=error)
-                capture(error)
 
     async def _renew(self, claims: Sequence[Claim]) -> None:
         lease = self._settings.lease_seconds
@@ -308,8 +315,12 @@ class Worker:
         except PyMongoError:
             # A long transaction of one job holds the update up: the others do not wait for it.
             with pymongo.timeout(lease / 6):
-                each = (renew(self._database, [one], lease) for one in claims)
-                await asyncio.gather(*each, return_exceptions=True)
+                done = await asyncio.gather(
+                    *(renew(self._database, [each], lease) for each in claims),
+                    return_exceptions=True,
+                )
+            if all(isinstance(each, BaseException) for each in done):
+                raise
 
     def _tell(self, claims: Sequence[Claim], states: Mapping[Claim, JobState]) -> None:
         """Tell handlers what became of their jobs."""
@@ -334,9 +345,12 @@ class Worker:
             return
         for held in self._held.values():
             held.is_handed_back = True
-            held.interrupt()
-        if await self._wait(LAST_SECONDS / 2):
-            return
+        until = time.monotonic() + LAST_SECONDS / 2
+        while time.monotonic() < until:
+            for held in self._held.values():
+                held.interrupt()  # again: it may be swallowed
+            if await self._wait(0.2):
+                return
         # Handlers that do not let themselves be ended: their jobs go on elsewhere all the same.
         with suppress(TimeoutError):
             async with asyncio.timeout(LAST_SECONDS / 2):
@@ -366,9 +380,7 @@ async def _beside(work: Coroutine[None, None, None]) -> AsyncIterator[None]:
     try:
         yield
     finally:
-        task.cancel()
-        with suppress(asyncio.CancelledError):
-            await task
+        await ended(task)
 
 
 async def viewer_of(database: Database, job: Row) -> Viewer | None:

@@ -4,6 +4,7 @@ A handler is `async def (job: Row, tools: Tools) -> Row | None`: it answers the 
 be started again from its beginning at any time, so what it does twice must come to the same.
 """
 
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
@@ -22,6 +23,7 @@ from modelharbor.jobs.waking import wake
 from modelharbor.settings import Settings
 from modelharbor.storage.blobs import BlobStore
 
+from .claims import leased
 from .interruptions import AwaitChildren, JobCancelled, LeaseLost
 from .processes import Processes
 from .reports import Reports, mine
@@ -152,17 +154,23 @@ class Tools:
             return children
         raise AwaitChildren
 
-    async def _fence(self, session: AsyncClientSession) -> None:
-        """Touches the job too, so that whoever takes it over meanwhile collides with us; that also
-        renews the lease: a heartbeat that comes during a transaction has to wait."""
-        lease_ms = int(self.settings.lease_seconds * 1000)
+    @asynccontextmanager
+    async def _fence(self, session: AsyncClientSession) -> AsyncIterator[None]:
+        """Touches the job too, so that whoever takes it over meanwhile collides with us. That renews
+        its lease, since a heartbeat has to wait for the transaction; again at the end of a long one."""
+        began = time.monotonic()
+        await self._touch(session)
+        yield
+        if time.monotonic() - began > self.settings.lease_seconds / 3:
+            await self._touch(session)
+
+    async def _touch(self, session: AsyncClientSession) -> None:
         done = await self.database.data["jobs"].update_one(
             mine(self.job),
             [
                 {
                     "$set": {
-                        "lease_until": {"$add": ["$$NOW", lease_ms]},
-                        "heartbeat_at": "$$NOW",
+                        **leased(self.settings.lease_seconds),
                         "touched": {"$add": ["$touched", 1]},
                     }
                 }

@@ -13,6 +13,7 @@ from modelharbor.db.actors import ActorKind
 from modelharbor.db.connection import Database
 from modelharbor.db.models import Visibility
 from modelharbor.http.console import BUILT
+from modelharbor.http.server import options
 from modelharbor.resolvers.tokens import issue_token
 from modelharbor.settings import Settings
 from tests.browser.chromium import Page, open_page
@@ -64,10 +65,8 @@ async def site(settings: Settings, database: Database) -> AsyncIterator[Site]:
         database, admin.id, "browser", sorted(SCOPES, key=lambda s: s.value)
     )
 
-    config = uvicorn.Config(
-        create_app(settings), host="127.0.0.1", port=0, lifespan="on", log_config=None
-    )
-    server = uvicorn.Server(config)
+    given = options("127.0.0.1", 0, 1) | {"app": create_app(settings), "factory": False}
+    server = uvicorn.Server(uvicorn.Config(**given))
     serving = asyncio.create_task(server.serve())
     async with asyncio.timeout(PATIENCE):
         while not server.started:

@@ -10,8 +10,11 @@ from urllib.parse import urlsplit
 import pytest
 
 from modelharbor.db.connection import Database
+from modelharbor.db.jobs import JobState
 from tests.browser.chromium import Page, Sent, find_chromium
 from tests.browser.conftest import Site
+from tests.live.client import WATCH
+from tests.live.serving import Served, id_of
 
 pytestmark = pytest.mark.anyio
 
@@ -50,7 +53,15 @@ async def test_it_works_with_the_network_cut_off(page: Page, site: Site, tmp_pat
     titles = await page.evaluate(
         "[...document.querySelectorAll('.graphiql-tab-button')].map((tab) => tab.innerText)"
     )
-    assert titles == ["Trending", "OneModel", "Search", "Facets", "CreateModel", "Viewer"]
+    assert titles == [
+        "Trending",
+        "OneModel",
+        "Search",
+        "Facets",
+        "CreateModel",
+        "Viewer",
+        "WatchJobs",
+    ]
 
     await page.click(RUN)
     answer = json.loads(await page.wait_for(text_of("response")))
@@ -149,6 +160,81 @@ async def test_the_example_mutation_makes_a_model(
     made = await database.data["models"].find_one({"name": "my-first-model"})
     assert made is not None
     assert (made["owner_login"], made["tags"]) == ("admin", ["demo"])
+
+
+def button_says(what: str) -> str:
+    return f"document.querySelector('{RUN}').getAttribute('aria-label').startsWith('{what}')"
+
+
+def watched(answer: str) -> str:
+    """JavaScript: the state and progress of the job in the response, where there is one."""
+    return (
+        f"(() => {{ const text = {answer}; if (!text.includes('jobProgress')) return null;"
+        " const { state, progress } = JSON.parse(text).data.jobProgress.job;"
+        " return `${state} ${progress.current}` })()"
+    )
+
+
+async def test_a_subscription_shows_its_events_as_they_come(
+    page: Page, site: Site, tmp_path: Path
+) -> None:
+    state = site.server.lifespan.state
+    database: Database = state["database"]
+    admin = await database.data["actors"].find_one({"login": "admin"})
+    assert admin is not None
+    port = urlsplit(site.url).port or 0
+    served = Served(port, database, state["live"], site.server, admin["_id"], site.token)
+    job = await served.put()
+    await page.open(f"{site.url}/graphiql#token={site.token}")
+    await ready(page)
+    await page.click(".graphiql-tab:nth-of-type(7) .graphiql-tab-button")
+    await page.wait_for(f"{text_of('operation')}.includes('subscription WatchJobs')")
+    await write(page, "operation", WATCH)
+    await write(page, "variables", json.dumps({"id": id_of(job)}))
+    await asyncio.sleep(1)  # as above
+    await page.click(RUN)
+    current = watched(text_of("response"))
+    await page.wait_for(f"{current} === 'QUEUED 0'")
+    await served.become(job, JobState.RUNNING)
+    await page.wait_for(f"{current} === 'RUNNING 0'")
+    for done in (25, 50):
+        await served.progress(job, done)
+        await page.wait_for(f"{current} === 'RUNNING {done}'")
+    await screenshot(page, "live", tmp_path)
+    await served.become(job, JobState.SUCCEEDED)
+    await page.wait_for(f"{current} === 'SUCCEEDED 50'")
+    # It is complete, so one may run it again; and it went by the socket, with the token in the headers.
+    await page.wait_for(button_says("Execute"))
+    assert [body["operationName"] for _, body in operations(page)] == ["IntrospectionQuery"]
+
+    # What is wrong is told as GraphQL tells it, and why a socket was closed in one sentence.
+    await write(page, "variables", json.dumps({"id": "Sm9iOm5vbmU"}))
+    await page.click(RUN)
+    answer = await page.wait_for(
+        f"{text_of('response')}.includes('errors') && {text_of('response')}"
+    )
+    (error,) = json.loads(answer)["errors"]
+    assert error["extensions"]["code"] == "NOT_FOUND"
+    await write(page, "request-headers", json.dumps({"Authorization": "Bearer mh_wrong"}))
+    await page.click(RUN)
+    await page.wait_for(f"{text_of('response')}.includes('closed the socket (4403)')")
+
+    # One that goes on is ended by the same button.
+    await write(page, "request-headers", json.dumps({"Authorization": f"Bearer {site.token}"}))
+    await write(page, "operation", "subscription All { jobs { job { state } } }")
+    await asyncio.sleep(1)
+    await page.click(RUN)
+    await page.wait_for(button_says("Stop"))
+    await page.click(RUN)
+    await page.wait_for(button_says("Execute"))
+    assert page.outside == []
+    assert page.complaints == []
+
+
+async def write(page: Page, editor: str, text: str) -> None:
+    await page.evaluate(
+        f"{MODELS}.find((model) => model.uri.path.includes('{editor}')).setValue({json.dumps(text)})"
+    )
 
 
 async def test_what_the_page_wants_from_outside_would_be_seen(page: Page, site: Site) -> None:

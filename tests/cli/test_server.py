@@ -28,6 +28,7 @@ async def test_help_names_every_command(run: Run) -> None:
     for words in (
         "dev Start engines, demo data and server on your own machine. Never for production.",
         "serve Serve the API until SIGINT or SIGTERM.",
+        "worker Run jobs until SIGINT or SIGTERM; then let them end for a while, and hand the rest back.",
         "migrate Bring the database to this version's shape.",
         "seed Fill the database with demo data, shaped like a real hub.",
         "import Register a folder as a new version of a model.",
@@ -53,7 +54,7 @@ def test_every_command_and_option_is_explained() -> None:
                 assert getattr(parameter, "help", None), (name, parameter.name)
             waiting.append(inner)
             seen += 1
-    assert seen == 27
+    assert seen == 36
 
 
 @pytest.mark.parametrize(

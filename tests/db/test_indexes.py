@@ -10,9 +10,11 @@ from modelharbor.db.actors import ActorKind, MembershipDocument, Role
 from modelharbor.db.base import Row
 from modelharbor.db.connection import Database
 from modelharbor.db.documents import DOCUMENTS
+from modelharbor.db.jobs import JobLogDocument, JobState
 from modelharbor.db.models import AliasEntry, Visibility
+from modelharbor.schema.nodes import global_id
 from tests.asking import Asker
-from tests.documents import insert_actor, insert_model, insert_version, viewer_of
+from tests.documents import insert_actor, insert_job, insert_model, insert_version, viewer_of
 from tests.explaining import Captured, explained
 
 pytestmark = pytest.mark.anyio
@@ -25,12 +27,7 @@ ELSEWHERE = {
     ("jobs", "queue"): "what a worker claims: tests/worker",
     ("jobs", "turns"): "where in the queue a new one of an owner goes: tests/jobs",
     ("jobs", "idempotency"): "unique: one job for one key",
-    ("jobs", "subject"): "what is done about a model or version",
-    ("jobs", "parent"): "for the parts of a job",
     ("jobs", "finished"): "for those that are kept no longer",
-    ("jobs", "seen"): "jobs that one may see",
-    ("jobs", "seen_state"): "jobs that one may see, of one state",
-    ("job_logs", "job"): "the log of one job",
     ("blobs", "unused"): "what the garbage collection takes: tests/worker",
     ("models", "deleted"): "what the garbage collection takes: tests/worker",
     ("likes", "model"): "for a model whose rows are removed",
@@ -82,11 +79,17 @@ OPERATIONS = {
     "versions by size": "{ models(first: 3, orderBy: {field: NAME, direction: ASC}) { nodes { versions(first: 2, orderBy: {field: SIZE}) { nodes { number } } } } }",
     "files": "{ models(first: 3, orderBy: {field: NAME, direction: ASC}) { nodes { latestVersion { files(first: 2) { nodes { path sharedWith downloadUrl } } } } } }",
     "blob": '{ blob(sha256: "' + HASH + '") { nodes { path } } }',
+    "jobs": "{ jobs(first: 2) { totalCount nodes { state queuePosition parent { id } } } }",
+    "jobs in a state": "{ jobs(first: 2, filter: {state: [DEAD]}) { totalCount nodes { kind } } }",
+    "jobs of somebody": '{ jobs(first: 2, filter: {createdBy: "CREATOR"}) { nodes { kind } } }',
+    "jobs about": '{ jobs(first: 2, filter: {subject: "SUBJECT"}) { totalCount nodes { kind } } }',
+    "parts of jobs": "{ jobs(first: 3) { nodes { children(first: 2) { totalCount nodes { state } } logs(first: 2) { totalCount nodes { message } } } } }",
     "me": "{ viewer { organizations { nodes { login members { nodes { role } } } } tokens { nodes { name } } } }",
 }
 
 
-async def registry(database: Database) -> Viewer:
+async def registry(database: Database) -> tuple[Viewer, dict[str, str]]:
+    """Who asks, and ids that operations name."""
     acme = await insert_actor("acme", ActorKind.ORGANIZATION, display_name="whale watchers")
     alice = await insert_actor("alice")
     await MembershipDocument(organization_id=acme.id, user_id=alice.id, role=Role.ADMIN).insert()
@@ -115,15 +118,31 @@ async def registry(database: Database) -> Viewer:
                     }
                 },
             )
-    return viewer_of(alice, {acme.id: Role.ADMIN})
+    bob, parent = await insert_actor("bob"), await insert_job(alice)
+    for _ in range(3):
+        await JobLogDocument(job_id=parent.id, message="x").insert()
+    for index in range(300):
+        await insert_job(
+            alice if index % 3 else bob,
+            subject={"type": "Model", "id": model.id} if index % 50 == 1 else None,
+            parent_id=parent.id if index % 4 == 3 else None,
+            state=JobState.DEAD if index % 20 == 1 else JobState.SUCCEEDED,
+        )
+    ids: dict[str, str] = {
+        "CREATOR": global_id("User", alice.id),
+        "SUBJECT": global_id("Model", model.id),
+    }
+    return viewer_of(alice, {acme.id: Role.ADMIN}), ids
 
 
 async def test_canonical_queries_and_indexes_belong_together(
     ask: Asker, database: Database
 ) -> None:
-    viewer = await registry(database)
+    viewer, ids = await registry(database)
     used: set[tuple[str, str]] = set()
     for title, document in OPERATIONS.items():
+        for name, given in ids.items():
+            document = document.replace(name, given)
         captured = Captured()
         answer = await ask(document, viewer, captured)
         assert answer.errors == [], title

@@ -72,7 +72,7 @@ async def test_events_of_before_get_an_order_and_whom_they_concern(database: Dat
 
     def told(seconds: int, **values: Any) -> Row:
         common = {"kind": "MODEL_UPDATED", "model_id": None, "version_id": None}
-        of_before = {"organization_id": None, "actor_id": person, "before": {}, "after": {}}
+        of_before: Row = {"organization_id": None, "actor_id": person, "before": {}, "after": {}}
         new_id = ObjectId(f"{seconds:08x}" + ObjectId().binary.hex()[8:])
         return {"_id": new_id, **common, **of_before, **values}
 

@@ -6,6 +6,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -135,13 +136,17 @@ def test_it_starts_ends_and_starts_again_with_its_data(port: int, tmp_path: Path
             f"  Data       {tmp_path}\n"
             f"  Log        {tmp_path}/dev/server.log\n"
         )
-        assert len(first.family) >= 4  # itself, server, mongod, redis-server
+        assert len(first.family) >= 5  # itself, server, worker, mongod, redis-server
         answer = first.ask(count).json()
         assert answer["data"]["viewer"]["login"] == "admin"
         assert answer["data"]["models"]["totalCount"] == 25
         assert first.ask(count, Host="rebound.example").status_code == 400
         assert first.ask(count, Host=f"localhost:{port}").status_code == 200
         assert first.token not in (tmp_path / "dev" / "server.log").read_text()
+        until = time.monotonic() + PATIENCE_SECONDS
+        while "job.succeeded" not in (tmp_path / "dev" / "worker.log").read_text():
+            assert time.monotonic() < until  # the garbage of the day is collected first of all
+            time.sleep(0.05)
         assert first.stop(signal.SIGTERM) == 0
         assert first.left() == []
     with start(port, tmp_path, 25) as second:
@@ -171,6 +176,14 @@ def test_an_engine_that_dies_ends_everything_in_one_line(port: int, tmp_path: Pa
     with start(port, tmp_path, 0) as started:
         (mongod,) = [member for member in started.family if member.name() == "mongod"]
         mongod.kill()
+        assert started.process.wait(PATIENCE_SECONDS) == 1
+        assert started.left() == []
+
+
+def test_a_worker_that_dies_ends_everything_in_one_line(port: int, tmp_path: Path) -> None:
+    with start(port, tmp_path, 0) as started:
+        (worker,) = [each for each in started.family if each.cmdline()[-1:] == ["worker"]]
+        worker.kill()
         assert started.process.wait(PATIENCE_SECONDS) == 1
         assert started.left() == []
 

@@ -248,7 +248,6 @@ class _Maker:
         self.rows["files"].extend(made)
         return made
 
-
     def job(self, number: int) -> None:
         states = ("QUEUED", "RUNNING", "SUCCEEDED", "FAILED", "RETRYING", "DEAD", "CANCELLING")
         state, random = states[number % 7], Random(f"job {number}")
@@ -397,7 +396,13 @@ DAMAGE: Final[dict[str, dict[str, tuple[Any, ...]]]] = {
     "jobs": {
         "kind": ("LOST", None, 5, ABSENT),
         "state": ("LOST", None, ABSENT),
-        "subject": ({"type": "Robot", "id": GONE}, {"type": "Model"}, 5, ABSENT, {"type": "User", "id": object_id("actors", 1)}),
+        "subject": (
+            {"type": "Robot", "id": GONE},
+            {"type": "Model"},
+            5,
+            ABSENT,
+            {"type": "User", "id": object_id("actors", 1)},
+        ),
         "parent_id": (GONE, 5),
         "progress": (ABSENT, None, 5, {}),
         "progress.current": (ABSENT, None, "7", NAN, 1.5),

@@ -16,12 +16,11 @@ from modelharbor.auth.viewer import ANONYMOUS, Viewer
 from modelharbor.db.actors import ActorKind, Role
 from modelharbor.db.base import Row
 from modelharbor.db.connection import Database
-from modelharbor.db.files import FileFormat, FileRole
+from modelharbor.db.files import BlobDocument, FileFormat, FileRole
 from modelharbor.db.models import Visibility
 from modelharbor.db.versions import VersionStatus
 from modelharbor.errors import ErrorCode, Refused, Unauthenticated
 from modelharbor.resolvers import imports
-from modelharbor.resolvers.blobs import announce_blobs
 from modelharbor.resolvers.files import FileEntry, add_files
 from modelharbor.resolvers.imports import (
     ImportResult,
@@ -263,7 +262,7 @@ async def test_files_that_are_added_move_the_time_of_the_counters(
     await models.update_one({}, {"$set": {"stats.as_of": START}})
     await versions.update_one({}, {"$set": {"status": VersionStatus.DRAFT.value}})
     entry = FileEntry("more", 1, "0" * 64, FileRole.OTHER, FileFormat.OTHER)
-    await announce_blobs(harbor.database, harbor.storage, [entry])
+    await BlobDocument(sha256=entry.sha256, size_bytes=1).insert()
 
     async def add(session: AsyncClientSession) -> Row:
         version = await versions.find_one({"_id": first.version_id}, session=session)
@@ -519,9 +518,14 @@ async def test_a_file_that_changes_meanwhile_registers_nothing(
         if progress.phase is Phase.HASHING:
             (folder / "model.safetensors").write_bytes(bytes(len(WEIGHTS)))
 
-    refused = await refusal(harbor, folder, report=report)
-    assert refused.code is ErrorCode.CONFLICT
-    assert "model.safetensors changed while it was read" in refused.message
+    with pytest.raises(Refused) as raised:
+        await harbor.put(folder, report=report)
+    assert (raised.value.code, raised.value.path) == (ErrorCode.CONFLICT, ["folder"])
+    assert raised.value.message.startswith("model.safetensors changed while it was read.")
+    blobs = await harbor.rows("blobs")
+    assert {(blob["references"], blob["stored"]) for blob in blobs} == {(0, False)}
+    await harbor.database.data["blobs"].delete_many({})  # which is all that is left of it
+    await harbor.nothing_was_written()
 
 
 async def test_two_at_once_make_one_version(harbor: Harbor, folder: Path) -> None:

@@ -5,7 +5,7 @@ The models are private and belong to an organization; the viewer has one role in
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 import pytest
 from bson import ObjectId
@@ -15,13 +15,14 @@ from modelharbor.auth.viewer import ANONYMOUS, Viewer
 from modelharbor.db.actors import ActorDocument, ActorKind, MembershipDocument, Role
 from modelharbor.db.connection import Database
 from modelharbor.db.files import FileDocument
+from modelharbor.db.jobs import JobDocument, JobState
 from modelharbor.db.models import AliasEntry, ModelDocument, ModelState, Visibility
 from modelharbor.db.tokens import Permission
 from modelharbor.db.versions import VersionDocument, VersionStatus
 from modelharbor.schema import core
 from modelharbor.schema.nodes import global_id
 from tests.asking import Asker
-from tests.documents import insert_actor, insert_model, insert_version, viewer_of
+from tests.documents import insert_actor, insert_job, insert_model, insert_version, viewer_of
 
 pytestmark = pytest.mark.anyio
 
@@ -36,6 +37,8 @@ class World:
     ready: VersionDocument
     draft: VersionDocument
     guest: ActorDocument
+    job: JobDocument
+    failed: JobDocument
 
     @property
     def model_id(self) -> str:
@@ -50,6 +53,8 @@ class World:
         return global_id("ModelVersion", self.draft.id)
 
 
+SHELF: Final = "shelf"
+"""What imports may be from."""
 Inputs = Callable[[World], dict[str, Any]]
 MUTATIONS: dict[str, tuple[Permission, Inputs]] = {
     "createModel": (P.WRITE, lambda w: {"owner": "acme", "name": "fresh"}),
@@ -77,7 +82,15 @@ MUTATIONS: dict[str, tuple[Permission, Inputs]] = {
             "role": "VIEWER",
         },
     ),
+    "importModel": (
+        P.PUBLISH,
+        lambda w: {"source": SHELF, "folder": "tiny", "owner": "acme", "name": "fresh"},
+    ),
+    "cancelJob": (P.ADMINISTER, lambda w: {"id": global_id("Job", w.job.id)}),
+    "retryJob": (P.ADMINISTER, lambda w: {"id": global_id("Job", w.failed.id)}),
 }
+OPERATORS: dict[str, dict[str, Any]] = {"collectGarbage": {}}
+"""For who operates the site, whatever their role."""
 OWN = {"createApiToken", "revokeApiToken"}
 """Of one's own, whatever the role: tested in tests/resolvers and below for nobody."""
 
@@ -99,6 +112,14 @@ QUERIES: dict[str, tuple[Callable[[World], str], Callable[[World], Any]]] = {
         lambda w: f'blob(sha256: "{7:064x}") {{ totalCount nodes {{ path }} }}',
         lambda w: {"totalCount": 2, "nodes": [{"path": "a"}, {"path": "a"}]},
     ),
+    "job": (
+        lambda w: f'job(id: "{global_id("Job", w.job.id)}") {{ state }}',
+        lambda w: {"state": "QUEUED"},
+    ),
+    "jobs": (
+        lambda w: "jobs { totalCount nodes { state } }",
+        lambda w: {"totalCount": 2, "nodes": [{"state": "FAILED"}, {"state": "QUEUED"}]},
+    ),
 }
 HIDDEN: dict[str, Any] = {
     "node": None,
@@ -109,7 +130,11 @@ HIDDEN: dict[str, Any] = {
     "search": {"totalCount": 0, "nodes": []},
     "suggest": [],
     "blob": {"totalCount": 0, "nodes": []},
+    "job": None,
+    "jobs": {"totalCount": 0, "nodes": []},
 }
+SUBSCRIPTIONS = {"jobProgress", "jobs", "modelEvents", "modelsChanged"}
+"""Who is told what: tested in tests/streams."""
 OPEN = {"viewer", "health"}
 """Of oneself, and of the server."""
 
@@ -135,7 +160,10 @@ async def world(database: Database) -> World:
         owner, "archived", visibility=Visibility.PRIVATE, state=ModelState.ARCHIVED
     )
     assert await FileDocument.count() == 2
-    return World(owner, model, archived, ready, draft, guest)
+    subject = {"type": "Model", "id": model.id}
+    job = await insert_job(admin, owner, subject=subject)
+    failed = await insert_job(admin, owner, subject=subject, state=JobState.FAILED)
+    return World(owner, model, archived, ready, draft, guest, job, failed)
 
 
 async def viewer_with(role: Role | None, made: World) -> Viewer:
@@ -150,16 +178,34 @@ async def everything(database: Database) -> dict[str, list[Any]]:
     """All that a refused mutation might have changed."""
     return {
         name: await database.data[name].find().sort("_id", 1).to_list()
-        for name in ("models", "versions", "likes", "events", "memberships", "tokens", "cards")
+        for name in (
+            "models",
+            "versions",
+            "likes",
+            "events",
+            "memberships",
+            "tokens",
+            "cards",
+            "jobs",
+        )
     }
 
 
 def test_the_table_names_every_root_field() -> None:
     assert core.mutation_type is not None
     assert core.query_type is not None
-    assert set(core.mutation_type.fields) == MUTATIONS.keys() | OWN
+    assert core.subscription_type is not None
+    assert set(core.subscription_type.fields) == SUBSCRIPTIONS
+    assert set(core.mutation_type.fields) == MUTATIONS.keys() | OWN | OPERATORS.keys()
     assert set(core.query_type.fields) == QUERIES.keys() | OPEN
     assert QUERIES.keys() == HIDDEN.keys()
+
+
+@pytest.fixture
+def ask(ask: Asker) -> Asker:
+    folder = ask.settings.data_path / SHELF
+    (folder / "tiny").mkdir(parents=True)
+    return ask.changed(import_roots={SHELF: folder})
 
 
 async def mutate(ask: Asker, viewer: Viewer, name: str, given: dict[str, Any]) -> Any:
@@ -187,7 +233,7 @@ async def test_each_mutation_for_each_role(
             if name != "unlikeModel":
                 assert await everything(database) != before, (name, role)
         else:
-            hidden = role is None and name != "createModel"
+            hidden = role is None and name not in ("createModel", "importModel")
             assert codes == ["NOT_FOUND" if hidden else "FORBIDDEN"], (name, role)
             assert await everything(database) == before, (name, role)
         for collection in await database.data.list_collection_names():
@@ -202,9 +248,9 @@ async def test_each_mutation_for_nobody(ask: Asker, database: Database) -> None:
         "createApiToken": {"name": "x", "scopes": ["READ"]},
         "revokeApiToken": {"id": global_id("ApiToken", ObjectId())},
     }
-    for name in MUTATIONS.keys() | OWN:
-        given = own[name] if name in OWN else MUTATIONS[name][1](made)
-        answer = await mutate(ask, ANONYMOUS, name, given)
+    for name in MUTATIONS.keys() | OWN | OPERATORS.keys():
+        given = own | OPERATORS if name not in MUTATIONS else {name: MUTATIONS[name][1](made)}
+        answer = await mutate(ask, ANONYMOUS, name, given[name])
         assert [code for _, code in answer.errors] == ["UNAUTHENTICATED"], name
         assert answer.commands == []
     assert await everything(database) == before
@@ -247,3 +293,26 @@ async def test_each_query_for_each_role(ask: Asker, database: Database, role: Ro
         own = await ask("{ viewer { login } health { status } }", viewer)
         login = {"login": "someone"} if viewer.user else None
         assert own.data == {"viewer": login, "health": {"status": "ok"}}
+
+
+@pytest.mark.parametrize("name", sorted(OPERATORS))
+async def test_each_mutation_of_operators(ask: Asker, database: Database, name: str) -> None:
+    """An administrator's role does not make one; nor does being one without the scope OPERATE."""
+    made = await world(database)
+    viewer = await viewer_with(Role.ADMIN, made)
+    assert viewer.user is not None
+    operator = {**viewer.user, "is_operator": True}
+    scopes = frozenset(Permission)
+    before = await everything(database)
+    for each in (
+        viewer,
+        Viewer(user=viewer.user, roles=viewer.roles, scopes=scopes),
+        Viewer(user=operator, roles=viewer.roles, scopes=viewer.scopes),
+    ):
+        answer = await mutate(ask, each, name, OPERATORS[name])
+        assert answer.errors == []
+        assert [error["code"] for error in answer.data[name]["userErrors"]] == ["FORBIDDEN"]
+        assert await everything(database) == before
+    answer = await mutate(ask, Viewer(user=operator, scopes=scopes), name, OPERATORS[name])
+    assert answer.data[name]["userErrors"] == []
+    assert await everything(database) != before

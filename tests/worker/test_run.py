@@ -16,7 +16,7 @@ from modelharbor.db.jobs import JobKind, JobState, Level
 from modelharbor.db.tokens import Permission
 from modelharbor.errors import ErrorCode, Forbidden, Refused, Unavailable
 from modelharbor.jobs.states import change_state
-from modelharbor.worker import outcomes, reports, run
+from modelharbor.worker import claims, outcomes, reports, run
 from modelharbor.worker.interruptions import LeaseLost
 from modelharbor.worker.tools import HandlerSpec, JobCancelled, Tools
 
@@ -686,7 +686,7 @@ async def test_work_apart_runs_in_another_process_and_survives_its_death(
 async def test_a_claim_whose_answer_was_lost_is_handed_back(
     hall: Hall, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    kept, failed = run.claim, []
+    kept, failed = claims.claim, list[Any]()
 
     async def claim(*given: Any) -> list[Row]:
         rows = await kept(*given)
@@ -708,7 +708,7 @@ async def test_a_claim_whose_answer_was_lost_is_handed_back(
 async def test_settling_goes_on_until_mongodb_answers(
     hall: Hall, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    kept, failed = outcomes.settle, []
+    kept, failed = outcomes.settle, list[int]()
 
     async def settle(*given: Any) -> Row | None:
         if len(failed) < 3:

@@ -1,9 +1,14 @@
 import type { Fetcher } from '@graphiql/toolkit';
+import { getOperationAST } from 'graphql';
+
+import { follow } from './live';
 
 const ENDPOINT = '/graphql';
 
-/** One POST for one operation; what goes wrong on the way is told in one sentence. */
+/** One POST for one operation, a WebSocket for a subscription; what goes wrong on the way is told in one sentence. */
 export const fetcher: Fetcher = async (operation, options) => {
+  const asked = options?.documentAST && getOperationAST(options.documentAST, operation.operationName);
+  if (asked?.operation === 'subscription') return follow(ENDPOINT, operation, options?.headers);
   const request = new Request(ENDPOINT, {
     method: 'POST',
     headers: {

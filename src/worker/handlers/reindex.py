@@ -42,7 +42,7 @@ READ: Final = dict.fromkeys(
 )
 
 
-async def reindex(job: Row, tools: Tools) -> Row:
+async def reindex_models(job: Row, tools: Tools) -> Row:
     """Input: {model_id}, None for all. Result: {models, changed}, over all attempts."""
     model_id = job["input"]["model_id"]
     database = tools.database

@@ -1,0 +1,372 @@
+"""`jobs`, `reindex` and `collect-garbage`."""
+
+import asyncio
+import re
+import sys
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Annotated, Any, Final
+
+import typer
+from bson import ObjectId
+from rich.console import Console, RenderableType
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from modelharbor.cache.client import connect_cache
+from modelharbor.db.base import Row
+from modelharbor.db.connection import Database
+from modelharbor.db.jobs import ENDED, JobKind, JobState
+from modelharbor.errors import ErrorCode, Refused
+from modelharbor.jobs.waking import wake
+from modelharbor.resolvers.jobs import (
+    cancel_job,
+    jobs_by_id,
+    list_jobs,
+    log_of_job,
+    retry_job,
+    start_collection,
+    start_reindex,
+)
+from modelharbor.resolvers.references import parse_reference
+from modelharbor.settings import Settings
+
+from .running import (
+    AsJson,
+    Failure,
+    Limit,
+    on_database,
+    read_settings,
+    show,
+    show_json,
+    tell,
+    tell_if_cut,
+)
+
+commands = typer.Typer(help="Jobs: long work that workers do.")
+COLUMNS: Final = {
+    "id": "Id",
+    "kind": "Kind",
+    "state": "State",
+    "done": "Done",
+    "attempt": "Attempt",
+    "created_at": "Created",
+    "finished_at": "Finished",
+    "told": "Says",
+}
+LOOK_SECONDS: Final = 0.5
+BAR_WIDTH: Final = 24
+MOST_WATCHED: Final = 1000
+ID: Final = re.compile(r"[0-9a-f]{24}")
+UNENDED: Final = frozenset(JobState) - ENDED
+Id = Annotated[str, typer.Argument(metavar="ID", help="As `jobs list` or the API shows it.")]
+Comment = Annotated[str | None, typer.Option(help="Why: kept with the job.")]
+Watch = Annotated[bool, typer.Option("--watch", help="Follow it until it has ended.")]
+
+
+def _id(text: str) -> ObjectId:
+    """Of the database, or a global one."""
+    if ID.fullmatch(text):
+        return ObjectId(text)
+    from modelharbor.schema.nodes import parse_global_id  # takes a second that others do not need
+
+    found = parse_global_id(text)
+    if found is None or found.typename != "Job":
+        raise typer.BadParameter("`modelharbor jobs list` shows the ids.", param_hint="ID")
+    return found.id
+
+
+def _missing(job_id: ObjectId) -> Refused:
+    return Refused(ErrorCode.NOT_FOUND, f"There is no job {job_id}.")
+
+
+# Look -------------------------------------------------------------------------------------------
+
+
+@commands.command("list")
+def list_(
+    state: Annotated[
+        list[JobState] | None,
+        typer.Option(case_sensitive=False, help="Only in this state; may be repeated."),
+    ] = None,
+    kind: Annotated[
+        list[JobKind] | None,
+        typer.Option(case_sensitive=False, help="Only of this kind; may be repeated."),
+    ] = None,
+    limit: Limit = 100,
+    as_json: AsJson = False,
+) -> None:
+    """List jobs, the newest first."""
+
+    async def work(database: Database) -> list[Row]:
+        return await list_jobs(database, states=state or (), kinds=kind or (), limit=limit)
+
+    rows = on_database(work)
+    show([_listed(row) for row in rows], COLUMNS, as_json=as_json)
+    tell_if_cut(rows, limit)
+
+
+def _listed(job: Row) -> Row:
+    return {**job, "id": str(job["_id"]), "done": _done(job), "told": _told(job)}
+
+
+def _done(job: Row) -> str | None:
+    """How far it is: in percent, else in units."""
+    progress = job["progress"]
+    current, total, unit = progress["current"], progress["total"], progress["unit"]
+    if total:
+        return f"{min(100, 100 * current // total)} %"
+    return f"{current:,} {unit}" if current else None
+
+
+def _told(job: Row) -> str | None:
+    if job["error"] is not None:
+        return f"{job['error']['code']}: {job['error']['message']}"
+    message: str | None = job["comment"] or job["progress"]["message"]
+    return message
+
+
+@commands.command("show")
+def show_(job: Id, as_json: AsJson = False) -> None:
+    """Show all that is known of a job, and its log."""
+    job_id = _id(job)
+
+    async def work(database: Database) -> tuple[list[Row], list[Row]]:
+        return await jobs_by_id(database, [job_id]), await log_of_job(database, job_id)
+
+    rows, lines = on_database(work)
+    if not rows:
+        raise _missing(job_id)
+    told = _whole(rows[0])
+    if as_json:
+        log = [{name: line[name] for name in ("at", "level", "message")} for line in lines]
+        show_json({**told, "log": log})
+        return
+    known = [
+        {"name": name, "value": value}
+        for name, value in told.items()
+        if value not in (None, [], {})
+    ]
+    show(known, {"name": "Field", "value": "Value"}, as_json=False)
+    if lines:
+        typer.echo()
+        show(lines, {"at": "At", "level": "Level", "message": "Message"}, as_json=False)
+
+
+def _whole(job: Row) -> Row:
+    """What a person may want to know; what only its worker needs is left out."""
+    names = (
+        *("kind", "state", "comment", "error", "result", "progress", "steps", "input", "subject"),
+        *("parent_id", "open_children", "created_by_id", "priority", "attempt", "max_attempts"),
+        *("deaths", "worker", "created_at", "run_after", "started_at", "finished_at"),
+    )
+    return {"id": str(job["_id"]), **{name: _plain(job[name]) for name in names}}
+
+
+def _plain(value: Any) -> Any:
+    """Ids as text, in whatever they lie."""
+    if isinstance(value, ObjectId):
+        return str(value)
+    if isinstance(value, dict):
+        return {name: _plain(each) for name, each in value.items()}
+    return [_plain(each) for each in value] if isinstance(value, list) else value
+
+
+@commands.command()
+def watch(
+    job: Annotated[
+        str | None,
+        typer.Argument(metavar="[ID]", help="One job; otherwise all that have not ended."),
+    ] = None,
+) -> None:
+    """Follow jobs until they have ended; exit code 1 when the one that is named did not succeed."""
+    if job is not None:
+        _follow(_id(job))
+        return
+
+    async def work(database: Database) -> None:
+        seen: list[ObjectId] = []
+
+        async def look() -> list[Row]:
+            going = await list_jobs(database, states=UNENDED, limit=MOST_WATCHED)
+            new = {row["_id"] for row in going} - set(seen)
+            seen.extend(sorted(new))
+            return await jobs_by_id(database, seen[-MOST_WATCHED:])
+
+        if not await _watched(look):
+            typer.echo("No job waits or runs.")
+
+    _interruptible(work)
+
+
+def _follow(job_id: ObjectId) -> None:
+    async def work(database: Database) -> list[Row]:
+        return await _watched(lambda: jobs_by_id(database, [job_id]))
+
+    rows = _interruptible(work)
+    if not rows:
+        raise _missing(job_id)
+    [ended] = rows
+    if ended["state"] != JobState.SUCCEEDED.value:
+        error = ended["error"]
+        raise Failure(f"The job is {ended['state']}{': ' + error['message'] if error else '.'}")
+    if ended["result"] is not None:
+        show_json(_plain(ended["result"]))
+
+
+def _interruptible(work: Callable[[Database], Awaitable[Any]]) -> Any:
+    try:
+        return on_database(work)
+    except KeyboardInterrupt:
+        tell("What was watched goes on.")
+        raise typer.Exit(130) from None  # as of a shell: 128 + SIGINT
+
+
+async def _watched(look: Callable[[], Awaitable[list[Row]]]) -> list[Row]:
+    """Show what `look` answers until all of it has ended."""
+    return await (_live(look) if sys.stdout.isatty() else _lines(look))
+
+
+def _all_ended(rows: Sequence[Row]) -> bool:
+    return all(JobState(row["state"]) in ENDED for row in rows)
+
+
+async def _live(look: Callable[[], Awaitable[list[Row]]]) -> list[Row]:
+    rows = await look()
+    with Live(_table(rows), console=Console(), auto_refresh=False) as live:
+        while not _all_ended(rows):
+            await asyncio.sleep(LOOK_SECONDS)
+            rows = await look()
+            live.update(_table(rows), refresh=True)
+    return rows
+
+
+async def _lines(look: Callable[[], Awaitable[list[Row]]]) -> list[Row]:
+    """A line for each change of a state, and for each tenth that is done."""
+    told: dict[ObjectId, object] = {}
+    while True:
+        rows = await look()
+        for row in rows:
+            progress = row["progress"]
+            tenths = 10 * progress["current"] // progress["total"] if progress["total"] else 0
+            now = row["state"], row["attempt"], tenths
+            if told.get(row["_id"]) != now:
+                told[row["_id"]] = now
+                parts = (str(row["_id"]), row["kind"], row["state"], _done(row), _told(row))
+                typer.echo("  ".join(part for part in parts if part))
+        if _all_ended(rows):
+            return rows
+        await asyncio.sleep(LOOK_SECONDS)
+
+
+def _table(rows: Sequence[Row]) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for heading in ("Id", "Kind", "State", "", "Done", "Left", "Says"):
+        table.add_column(heading, overflow="fold")
+    for row in rows:
+        cells = (str(row["_id"]), row["kind"], row["state"])
+        table.add_row(*cells, _bar(row), _done(row) or "", _left(row), Text(_told(row) or ""))
+    return table
+
+
+def _bar(job: Row) -> RenderableType:
+    progress = job["progress"]
+    if job["state"] == JobState.SUCCEEDED.value:
+        return ProgressBar(total=1, completed=1, width=BAR_WIDTH)
+    if progress["total"]:
+        return ProgressBar(progress["total"], progress["current"], width=BAR_WIDTH)
+    return ProgressBar(total=1, completed=0, width=BAR_WIDTH)
+
+
+def _left(job: Row) -> str:
+    progress = job["progress"]
+    if job["state"] != JobState.RUNNING.value or not progress["rate"] or not progress["total"]:
+        return ""
+    return f"{max(0, progress['total'] - progress['current']) / progress['rate']:.0f} s"
+
+
+# Change -----------------------------------------------------------------------------------------
+
+
+def _changing(work: Callable[[Database], Awaitable[Row]]) -> Row:
+    """Do the work, and wake the workers."""
+    settings = read_settings()
+
+    async def and_wake(database: Database) -> Row:
+        row = await work(database)
+        await _wake(settings)
+        return row
+
+    return on_database(and_wake, settings)
+
+
+async def _wake(settings: Settings) -> None:
+    async with connect_cache(settings) as cache:
+        await wake(cache)
+
+
+@commands.command()
+def cancel(job: Id, comment: Comment = None) -> None:
+    """End a job, and all below it."""
+    job_id = _id(job)
+    row = _changing(lambda database: cancel_job(database, None, job_id=job_id, comment=comment))
+    typer.echo(f"The job {job_id} is {row['state']}.")
+
+
+@commands.command()
+def retry(job: Id, comment: Comment = None) -> None:
+    """Give a job that failed, died or was cancelled another chance, from its beginning."""
+    job_id = _id(job)
+    row = _changing(lambda database: retry_job(database, None, job_id=job_id, comment=comment))
+    typer.echo(f"The job {job_id} is {row['state']}.")
+
+
+def reindex(
+    reference: Annotated[
+        str | None,
+        typer.Argument(metavar="[OWNER/NAME]", help="One model; otherwise all."),
+    ] = None,
+    watch: Watch = False,
+) -> None:
+    """Count anew what models keep of their versions, files and owners, as a job."""
+
+    async def work(database: Database) -> Row:
+        model_id = None if reference is None else await _model_id(database, reference)
+        return await start_reindex(database, None, model_id=model_id)
+
+    _started(_changing(work), watch)
+
+
+async def _model_id(database: Database, reference: str) -> ObjectId:
+    wanted = parse_reference(reference)
+    if reference != f"{wanted.owner}/{wanted.name}":
+        raise Failure(f"Give the model alone, without a version: {wanted.owner}/{wanted.name}.")
+    model = await database.data["models"].find_one(
+        {"owner_login_lower": wanted.owner.lower(), "name_lower": wanted.name.lower()},
+        {"_id": 1},
+        max_time_ms=database.query_timeout_ms,
+    )
+    if model is None:
+        raise Refused(ErrorCode.NOT_FOUND, f"There is no model {reference}.")
+    model_id: ObjectId = model["_id"]
+    return model_id
+
+
+def collect_garbage(
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Only count what would go; needs --watch to show it.")
+    ] = False,
+    watch: Watch = False,
+) -> None:
+    """Remove what nobody needs any more, as a job: old contents, tokens, jobs, deleted models."""
+    row = _changing(lambda database: start_collection(database, None, dry_run=dry_run))
+    _started(row, watch)
+
+
+def _started(job: Row, watch: bool) -> None:
+    if not watch:
+        typer.echo(str(job["_id"]))
+        return
+    tell(f"The job {job['_id']} waits for a worker (`modelharbor worker`).")
+    _follow(job["_id"])

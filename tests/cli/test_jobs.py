@@ -1,0 +1,231 @@
+"""`jobs`, `reindex` and `collect-garbage`."""
+
+import asyncio
+import json
+from datetime import timedelta
+from typing import Any
+
+import pytest
+from bson import ObjectId
+from rich.console import Console
+
+from modelharbor.auth.viewer import job_principals
+from modelharbor.cli import jobs
+from modelharbor.db.base import Row, utc_now
+from modelharbor.db.connection import Database
+from modelharbor.db.jobs import JobDocument, JobKind, JobLogDocument, JobState, Progress
+from modelharbor.schema.nodes import global_id
+from tests.cli.conftest import Done, Run
+from tests.documents import insert_actor, insert_model
+
+pytestmark = pytest.mark.anyio
+
+
+async def insert_job(state: JobState = JobState.QUEUED, **given: Any) -> JobDocument:
+    values: Row = {"kind": JobKind.REINDEX, "principals": job_principals(), **given}
+    job = JobDocument(state=state, **values)
+    await job.insert()
+    return job
+
+
+async def row_of(database: Database, job_id: ObjectId) -> Row:
+    row = await database.data["jobs"].find_one({"_id": job_id})
+    assert row is not None
+    return row
+
+
+async def test_jobs_are_listed(run: Run, database: Database) -> None:
+    assert await run("jobs", "list", "--json") == Done(0, "[]\n", "")
+    first = await insert_job(progress=Progress(current=1, total=3, message="Counting"))
+    second = await insert_job(
+        JobState.FAILED,
+        kind=JobKind.IMPORT_MODEL,
+        error={"code": "BAD_INPUT", "message": "No.", "path": None},
+        progress=Progress(current=4096, unit="bytes"),
+    )
+    told = json.loads((await run("jobs", "list", "--json")).out)
+    assert [(job["id"], job["state"], job["done"], job["told"]) for job in told] == [
+        (str(second.id), "FAILED", "4,096 bytes", "BAD_INPUT: No."),
+        (str(first.id), "QUEUED", "33 %", "Counting"),
+    ]
+    for options, ids in (
+        (["--state", "failed"], [second.id]),
+        (["--state", "failed", "--state", "queued"], [second.id, first.id]),
+        (["--kind", "reindex"], [first.id]),
+        (["--kind", "reindex", "--state", "failed"], []),
+    ):
+        told = json.loads((await run("jobs", "list", "--json", *options)).out)
+        assert [job["id"] for job in told] == [str(each) for each in ids], options
+    cut = await run("jobs", "list", "--limit", "1")
+    assert cut.err == "These are the first 1: more with --limit.\n"
+    assert cut.out.splitlines()[1].split()[:4] == [
+        str(second.id),
+        "IMPORT_MODEL",
+        "FAILED",
+        "4,096",
+    ]
+    wrong = await run("jobs", "list", "--state", "lost")
+    assert (wrong.code, wrong.out) == (2, "")
+
+
+async def test_a_job_is_shown_whole(run: Run, database: Database) -> None:
+    job = await insert_job(JobState.SUCCEEDED, input={"model_id": ObjectId()}, result={"models": 3})
+    await JobLogDocument(job_id=job.id, message="All is well.").insert()
+    for id in (str(job.id), str(global_id("Job", job.id))):
+        told = json.loads((await run("jobs", "show", id, "--json")).out)
+        assert (told["id"], told["kind"], told["state"]) == (str(job.id), "REINDEX", "SUCCEEDED")
+        assert told["input"] == {"model_id": str(job.input["model_id"])}
+        assert told["result"] == {"models": 3}
+        assert [(line["level"], line["message"]) for line in told["log"]] == [
+            ("INFO", "All is well.")
+        ]
+    shown = (await run("jobs", "show", str(job.id))).out
+    assert "result" in shown
+    assert "parent_id" not in shown
+    assert "All is well." in shown
+
+
+@pytest.mark.parametrize("command", ["show", "cancel", "retry", "watch"])
+async def test_ids_that_are_none_are_told(command: str, run: Run, database: Database) -> None:
+    line = "Invalid value for ID: `modelharbor jobs list` shows the ids. (--help tells more)"
+    for id in ("x", str(global_id("Model", ObjectId()))):
+        assert await run("jobs", command, id) == Done(2, "", f"modelharbor: {line}\n")
+    missing = ObjectId()
+    done = await run("jobs", command, str(missing))
+    assert (done.code, done.out, done.err.count("\n")) == (1, "", 1)
+    assert done.err.startswith("modelharbor: There is no ")
+
+
+async def test_jobs_are_cancelled_and_retried(run: Run, database: Database) -> None:
+    job = await insert_job()
+    told = f"The job {job.id} is CANCELLED.\n"
+    assert await run("jobs", "cancel", str(job.id), "--comment", "enough") == Done(0, told, "")
+    assert await run("jobs", "cancel", str(job.id)) == Done(0, told, "")
+    row = await row_of(database, job.id)
+    assert (row["state"], row["comment"]) == ("CANCELLED", "enough")
+    assert await run("jobs", "retry", str(job.id)) == Done(0, f"The job {job.id} is QUEUED.\n", "")
+    assert (await row_of(database, job.id))["state"] == "QUEUED"
+    assert await run("jobs", "retry", str(job.id)) == Done(
+        1, "", "modelharbor: The job is QUEUED: it cannot be retried.\n"
+    )
+
+
+async def test_reindexing_is_started(run: Run, database: Database) -> None:
+    model = await insert_model(await insert_actor("Ada"), "Tiny")
+    for arguments, model_id in (([], None), (["ada/tiny"], model.id)):
+        done = await run("reindex", *arguments)
+        assert (done.code, done.err) == (0, "")
+        row = await row_of(database, ObjectId(done.out.strip()))
+        assert (row["kind"], row["state"], row["input"]) == (
+            *("REINDEX", "QUEUED"),
+            {"model_id": model_id},
+        )
+        assert (row["created_by_id"], row["principals"]) == (None, ["operator"])
+    for reference, line in (
+        ("ada/other", "There is no model ada/other."),
+        ("ada/tiny:1", "Give the model alone, without a version: ada/tiny."),
+    ):
+        assert await run("reindex", reference) == Done(1, "", f"modelharbor: {line}\n")
+    assert await database.count("jobs", {}) == 2
+
+
+@pytest.mark.parametrize("dry_run", [False, True])
+async def test_collecting_is_started(dry_run: bool, run: Run, database: Database) -> None:
+    done = await run("collect-garbage", *(["--dry-run"] if dry_run else []))
+    row = await row_of(database, ObjectId(done.out.strip()))
+    assert (row["kind"], row["input"]) == ("GARBAGE_COLLECT", {"dry_run": dry_run})
+
+
+async def changes(database: Database, job_id: ObjectId, *states: tuple[str, int]) -> None:
+    """As a worker would change it, each while somebody looks."""
+    for state, current in states:
+        await asyncio.sleep(0.15)
+        change: Row = {"state": state, "progress.current": current, "progress.total": 10}
+        if state == "SUCCEEDED":
+            change |= {"result": {"models": 10, "changed": 1}, "finished_at": utc_now()}
+        await database.data["jobs"].update_one({"_id": job_id}, {"$set": change})
+
+
+async def test_a_job_is_watched_until_it_has_ended(
+    run: Run, database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(jobs, "LOOK_SECONDS", 0.02)
+    job = await insert_job()
+    watching = asyncio.create_task(run("jobs", "watch", str(job.id)))
+    await changes(database, job.id, ("RUNNING", 0), ("RUNNING", 5), ("SUCCEEDED", 10))
+    done = await watching
+    assert (done.code, done.err) == (0, "")
+    *lines, opening, first, second, closing = done.out.splitlines()
+    assert lines == [
+        f"{job.id}  REINDEX  {rest}"
+        for rest in ("QUEUED", "RUNNING  0 %", "RUNNING  50 %", "SUCCEEDED  100 %")
+    ]
+    assert json.loads(opening + first + second + closing) == {"models": 10, "changed": 1}
+
+
+async def test_all_jobs_are_watched(
+    run: Run, database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(jobs, "LOOK_SECONDS", 0.02)
+    await insert_job(JobState.FAILED, finished_at=utc_now())
+    assert await run("jobs", "watch") == Done(0, "No job waits or runs.\n", "")
+    job = await insert_job(JobState.RUNNING)
+    watching = asyncio.create_task(run("jobs", "watch"))
+    await asyncio.sleep(0.2)
+    late = await insert_job()
+    await changes(database, late.id, ("CANCELLED", 0))
+    await changes(database, job.id, ("SUCCEEDED", 10))
+    lines = (await watching).out.splitlines()
+    assert lines == [
+        f"{job.id}  REINDEX  RUNNING",
+        f"{late.id}  REINDEX  QUEUED",
+        f"{late.id}  REINDEX  CANCELLED  0 %",
+        f"{job.id}  REINDEX  SUCCEEDED  100 %",
+    ]
+
+
+async def test_how_a_watched_job_failed_is_told(run: Run, database: Database) -> None:
+    error = {"code": "BAD_INPUT", "message": "No such folder.", "path": ["folder"]}
+    job = await insert_job(JobState.FAILED, error=error, finished_at=utc_now())
+    line = f"{job.id}  REINDEX  FAILED  BAD_INPUT: No such folder.\n"
+    assert await run("jobs", "watch", str(job.id)) == Done(
+        1, line, "modelharbor: The job is FAILED: No such folder.\n"
+    )
+    job = await insert_job(JobState.CANCELLED, finished_at=utc_now())
+    done = await run("jobs", "watch", str(job.id))
+    assert (done.code, done.err) == (1, "modelharbor: The job is CANCELLED.\n")
+
+
+async def test_what_is_started_can_be_watched(
+    run: Run, database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(jobs, "LOOK_SECONDS", 0.02)
+    watching = asyncio.create_task(run("collect-garbage", "--dry-run", "--watch"))
+    while not (row := await database.data["jobs"].find_one({})):
+        await asyncio.sleep(0.02)
+    await changes(database, row["_id"], ("SUCCEEDED", 10))
+    done = await watching
+    assert done.code == 0
+    assert done.err == f"The job {row['_id']} waits for a worker (`modelharbor worker`).\n"
+    assert done.out.endswith('{\n  "models": 10,\n  "changed": 1\n}\n')
+
+
+async def test_at_a_terminal_there_are_bars(database: Database) -> None:
+    """As they are drawn at one moment."""
+    rate = Progress(current=5, total=10, rate=2.5, message="Counting")
+    made = [
+        await insert_job(JobState.RUNNING, progress=rate),
+        await insert_job(),
+        await insert_job(JobState.SUCCEEDED, finished_at=utc_now() + timedelta()),
+    ]
+    rows = [await row_of(database, job.id) for job in made]
+    console = Console(width=120, record=True, force_terminal=True, color_system=None)
+    with console.capture() as captured:
+        console.print(jobs._table(rows))
+    heading, running, waiting, ended = captured.get().splitlines()
+    assert heading.split() == ["Id", "Kind", "State", "Done", "Left", "Says"]
+    assert running.split() == [
+        *(str(made[0].id), "REINDEX", "RUNNING", "━" * 12, "50", "%", "2", "s", "Counting")
+    ]
+    assert waiting.split()[:3] == [str(made[1].id), "REINDEX", "QUEUED"]
+    assert ended.split() == [str(made[2].id), "REINDEX", "SUCCEEDED", "━" * 24]

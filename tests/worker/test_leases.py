@@ -1,0 +1,47 @@
+"""Leases while a handler is in the middle of a transaction that takes longer than they do."""
+
+import asyncio
+from typing import Any
+
+import pytest
+
+from modelharbor.db.base import Row
+from modelharbor.db.jobs import JobKind
+from modelharbor.worker.tools import Tools
+
+from .conftest import Hall
+
+pytestmark = pytest.mark.anyio
+
+
+async def test_a_long_transaction_keeps_its_lease_and_holds_nobody_up(hall: Hall) -> None:
+    started: list[Any] = []
+
+    async def handler(job: Row, tools: Tools) -> None:
+        started.append(job["input"]["name"])
+        if job["input"]["name"] == "quick":
+            return
+
+        async def effect(session: Any) -> None:
+            await tools.database.data["likes"].insert_one({"user_id": job["_id"]}, session=session)
+            await asyncio.sleep(1.8 if job["input"]["name"] == "long" else 0)
+
+        await tools.database.transaction(effect)
+        await asyncio.sleep(0.5)  # the lease of the transaction's begin would be over
+        if job["input"]["name"] == "beside":
+            await asyncio.sleep(1.5)
+
+    jobs = [await hall.put(input={"name": name}) for name in ("long", "beside")]
+    async with (
+        hall.working({JobKind.REINDEX: handler}, lease_seconds=0.6),
+        hall.working({JobKind.REINDEX: handler}, lease_seconds=0.6),
+    ):
+        await asyncio.sleep(1.0)
+        jobs.append(await hall.put(input={"name": "quick"}))
+        begun = asyncio.get_running_loop().time()
+        await hall.reaches(jobs[-1]["_id"], "SUCCEEDED")
+        assert asyncio.get_running_loop().time() - begun < 1.2
+        done = [await hall.reaches(job["_id"], "SUCCEEDED") for job in jobs]
+    assert sorted(started) == ["beside", "long", "quick"]
+    assert [(row["token"], row["deaths"]) for row in done] == [(1, 0)] * 3
+    assert await hall.database.count("likes", {}) == 2
