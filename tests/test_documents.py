@@ -114,7 +114,7 @@ def test_named_verbs_and_commands_exist(path: Path) -> None:
     for text in code(path):
         for verb in re.findall(r"\bmake ([a-z]+)\b", text):
             assert verb in verbs, f"{path.name}: make {verb}"
-        for name, below in re.findall(r"\bmodelharbor ([a-z]+)(?: ([a-z]+))?", text):
+        for name, below in re.findall(r"\bmodelharbor ([a-z-]+)(?: ([a-z]+))?", text):
             command = root.commands.get(name)
             assert command is not None, f"{path.name}: modelharbor {name}"
             if below and hasattr(command, "commands"):

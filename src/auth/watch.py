@@ -5,7 +5,7 @@ import asyncio
 import hmac
 import logging
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from contextvars import Context
 from dataclasses import dataclass, field
 from typing import Final
@@ -14,6 +14,7 @@ from bson import ObjectId
 from pymongo.errors import PyMongoError
 
 from modelharbor.db.connection import Database
+from modelharbor.db.ending import ended
 from modelharbor.errors import HarborError
 
 from .tokens import authenticate, credentials_of, read_tokens, secret_hash, viewer_of
@@ -122,6 +123,4 @@ async def watching_viewers(database: Database) -> AsyncIterator[ViewerWatch]:
     try:
         yield watch
     finally:
-        task.cancel()
-        with suppress(asyncio.CancelledError):
-            await task
+        await ended(task)

@@ -1,6 +1,5 @@
 """MongoDB's change stream, with places in the log, from any place on, again and again."""
 
-import asyncio
 from collections.abc import AsyncGenerator
 from contextlib import suppress
 from dataclasses import dataclass
@@ -99,21 +98,3 @@ def _reached(token: Any) -> Timestamp | None:
         if text[:2] == "82":  # a timestamp follows
             return Timestamp(int(text[2:10], 16), int(text[10:18], 16))
     return None
-
-
-async def ended(*tasks: "asyncio.Task[None]") -> None:
-    """Cancel tasks until they have ended, also when the caller is cancelled meanwhile: Python 3.11's
-    `asyncio.wait_for`, which the driver sends by, swallows the word at the moment when it is done."""
-    is_cancelled = False
-    while left := [task for task in tasks if not task.done()]:
-        for task in left:
-            task.cancel()
-        try:
-            await asyncio.wait(left, timeout=0.1)
-        except asyncio.CancelledError:
-            is_cancelled = True
-    for task in tasks:
-        if not task.cancelled():
-            task.exception()  # looked at, so that asyncio does not tell of it
-    if is_cancelled:
-        raise asyncio.CancelledError

@@ -18,12 +18,13 @@ from bson import ObjectId
 
 from modelharbor.db.base import Row, utc_now
 from modelharbor.db.connection import Database
+from modelharbor.db.ending import ended
 from modelharbor.db.events import Stream
 from modelharbor.errors import Unavailable
 from modelharbor.settings import Settings
 
 from .changes import Change, Topic, What, topics_of
-from .following import Found, HistoryLost, Place, ended, follow, now_of
+from .following import Found, HistoryLost, Place, follow, now_of
 from .position import position_of
 from .recorded import ensure_log
 

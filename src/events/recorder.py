@@ -21,10 +21,11 @@ from pymongo.errors import OperationFailure, PyMongoError
 
 from modelharbor.db.base import Row
 from modelharbor.db.connection import Database
+from modelharbor.db.ending import ended
 from modelharbor.db.events import Stream
 from modelharbor.settings import Settings
 
-from .following import HistoryLost, Place, ended, follow, now_of
+from .following import HistoryLost, Place, follow, now_of
 from .position import LEFT, START, before, position_of, seconds_of, time_of
 from .recorded import LOG, ensure_log, last_position
 

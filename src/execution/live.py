@@ -34,10 +34,10 @@ from modelharbor.auth.viewer import Viewer
 from modelharbor.context import Context
 from modelharbor.db.base import Row, utc_now
 from modelharbor.db.connection import Database
+from modelharbor.db.ending import ended
 from modelharbor.errors import BadRequest, BadUserInput, CursorExpired, Forbidden, Unavailable
 from modelharbor.events.changes import Change
 from modelharbor.events.cursors import decode
-from modelharbor.events.following import ended
 from modelharbor.events.reader import Reader
 from modelharbor.events.replay import missed
 from modelharbor.loaders.base import Sharing
@@ -60,6 +60,7 @@ LINGER_SECONDS: Final = 30.0  # how long a group waits for somebody to come back
 AGAIN_SECONDS: Final = 0.5  # after a failure that may pass
 PATIENCE: Final = 20  # failures, before an event is told with what could not be read
 AT_ONCE: Final = 500  # receivers of an event, some 5 ms, before others have a turn
+JOINING: Final = 2**62  # above the number of any happening
 PASSED_OVER: Final = ("after", "max_rate_hz")
 """Arguments that say nothing about what an event looks like."""
 
@@ -393,6 +394,7 @@ class _Group:
         self.task: asyncio.Task[None] | None = None
         self.linger: asyncio.TimerHandle | None = None
         self.is_over = False
+        self.error: Exception | None = None  # that ended it
 
     # ---- those who take part
 
@@ -404,13 +406,15 @@ class _Group:
         subscription.group = self
         self.stay()
         self.members.setdefault(subscription, None)  # it keeps the group, and gets nothing yet
-        subscription.serial = 2**62
+        subscription.serial = JOINING
         try:
             await asyncio.shield(self.ready)
             if subscription.place is None:
                 await self.tell_standing(subscription)
             else:
                 await self.tell_missed(subscription)
+            if self.is_over and subscription.group is self:
+                raise self.error or Unavailable("The server is closing.")
         except BaseException:
             self.remove(subscription)
             raise
@@ -653,7 +657,11 @@ class _Group:
                 await asyncio.sleep(AGAIN_SECONDS)
         content: dict[str, Any] = {"data": answer.data}
         if answer.errors:
-            content["errors"] = answer.errors
+            first = asked.context(self.viewer).request_id  # of whoever came first
+            content["errors"] = [
+                {**made, "extensions": {**made["extensions"], "requestId": first}}
+                for made in answer.errors
+            ]
         try:
             return orjson.dumps(content)
         except TypeError as error:  # a value that JSON does not have came out of a JSON scalar
@@ -663,7 +671,7 @@ class _Group:
         """Nobody follows any more, or nobody can."""
         if self.is_over:
             return
-        self.is_over = True
+        self.is_over, self.error = True, error
         self.stay()
         self.unsubscribe()
         if self.live.groups.get(self.key) is self:
@@ -671,9 +679,10 @@ class _Group:
         if not self.ready.done():
             self.ready.set_exception(error or Unavailable("The server is closing."))
         for member in list(self.members):
-            member.group = None
-            if problems and member.serial < 2**62:
-                member.sink.fail(problems)
+            if member.serial != JOINING:  # who joins just now finds out
+                member.group = None
+                if problems:
+                    member.sink.fail(problems)
         self.members.clear()
         if self.task is not None and self.task is not asyncio.current_task():
             self.task.cancel()

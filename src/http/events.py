@@ -57,10 +57,17 @@ class EventStream(Response):
         return made
 
     @classmethod
+    def of_failure(cls, problems: list[Problem]) -> "EventStream":
+        """Of an operation that could not begin."""
+        made = cls()
+        made.fail(problems)
+        return made
+
+    @classmethod
     async def of_subscription(
         cls, endpoint: "GraphQLEndpoint", request: "Incoming", prepared: "Prepared"
     ) -> "EventStream":
-        """Raises what forbids it: that is answered by a status, not by events."""
+        """Raises what forbids it."""
         made = _Following(endpoint, request)
         await made.begin(prepared)
         return made
@@ -113,6 +120,7 @@ class EventStream(Response):
                 self.outbox.put(b":\n\n", "alive")
             if self.outbox.is_ended and CUT_OFF in scope:
                 scope[CUT_OFF]()
+                await gone  # the server knows then that there is no more to come
             elif not gone.done():
                 await self.outbox.drained()
                 await send({"type": "http.response.body", "body": b"", "more_body": False})

@@ -67,6 +67,9 @@ RESPONSE_JSON: Final = "application/graphql-response+json; charset=utf-8"
 Page: TypeAlias = Callable[[Request[State]], Awaitable[Response]]
 """Answers browsers that come without an operation."""
 COST_HEADER = b"x-modelharbor-cost"
+TOLD_BY_EVENTS: Final = frozenset({200, 400, 403, 404, 410})
+"""What is wrong with an operation, to a client that takes events alone: it reads no other answer, and
+comes again after most of them. What is wrong with its request, or passes, stays a status."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,13 +174,17 @@ class GraphQLEndpoint:
             media = negotiate(request.header(b"accept"))
             return await self.answer(request, media)
         except InvalidDocument as error:
-            content = {"errors": with_request_id(request.scope, list(error.problems))}
-            status = _request_error_status(media)
-            return json_response(content, status, None, JSON if media is EVENTS else media)
+            problems = with_request_id(request.scope, list(error.problems))
+            if media is EVENTS:
+                return EventStream.of_failure(problems)
+            return json_response({"errors": problems}, _request_error_status(media), None, media)
         except Exception as error:
             failure = expected(error)
             if failure is None:
                 raise  # the middleware masks and reports it
+            if media is EVENTS and failure.status in TOLD_BY_EVENTS:
+                made = with_request_id(request.scope, [problem(failure)])
+                return EventStream.of_failure(made)
             allow = {"allow": _allowed(method)} if failure.status == 405 else {}
             return error_response(request.scope, failure, allow, JSON if media is EVENTS else media)
 

@@ -11,7 +11,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
-from starlette_compress import CompressMiddleware, add_compress_type
+from starlette_compress import CompressMiddleware, add_compress_type, remove_compress_type
 
 from modelharbor.errors import BadRequest, HarborError, MethodNotAllowed, NotFound
 from modelharbor.execution.failures import any_problem, expected
@@ -125,11 +125,13 @@ HOST = re.compile(r"(\[(?P<six>[0-9a-f:.]+)\]|(?P<name>[a-z0-9._-]+))(:[0-9]{1,5
 
 
 class CompressionMiddleware:
-    """zstd, br or gzip; never for files, which are ranges of stored bytes."""
+    """zstd, br or gzip; never for files, which are ranges of stored bytes, and for events."""
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
         add_compress_type("application/graphql-response+json")  # it knows older names only
+        # A compressor holds 60 kB (gzip) to 770 kB (zstd) as long as its stream is open.
+        remove_compress_type("text/event-stream")
         self.compressing = CompressMiddleware(
             _InPieces(app), zstd_level=3, brotli_quality=4, gzip_level=6
         )

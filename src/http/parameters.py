@@ -50,9 +50,14 @@ def read_json(text: bytes, what: str) -> Any:
         found = orjson.loads(text)
     except orjson.JSONDecodeError as error:
         raise BadRequest(f"{what} is not JSON in UTF-8.") from error
-    if text.count(b"{") + text.count(b"[") > NESTING and is_nested_deeper(found, NESTING):
-        raise BadRequest(f"{what} is nested deeper than {NESTING} levels.")
+    if text.count(b"{") + text.count(b"[") > NESTING:
+        check_nesting(found, what)
     return found
+
+
+def check_nesting(value: Any, what: str) -> None:
+    if is_nested_deeper(value, NESTING):
+        raise BadRequest(f"{what} is nested deeper than {NESTING} levels.")
 
 
 def is_nested_deeper(value: Any, levels: int) -> bool:

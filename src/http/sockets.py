@@ -21,7 +21,7 @@ from modelharbor.observability.sentry import operation_scope
 
 from .answers import REQUEST_ID, request_id_from, with_request_id
 from .outbox import Outbox
-from .parameters import read_parameters
+from .parameters import check_nesting, read_parameters
 from .protocol import CUT_OFF, WRITE_TEXT
 
 if TYPE_CHECKING:
@@ -254,6 +254,7 @@ class Socket:
     async def run(self, running: Running, payload: dict[str, Any]) -> None:
         token = request_id.set(self.request_id)
         try:
+            check_nesting(payload, "The payload")
             prepared = await self.endpoint.prepare(self.request, read_parameters(payload))
             if prepared.operation.kind is OperationType.SUBSCRIPTION:
                 asked = self.endpoint.asked(self.request, prepared)

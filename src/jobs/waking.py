@@ -14,7 +14,7 @@ from redis.exceptions import RedisError
 
 from modelharbor.cache.client import PAUSE_SECONDS, Cache
 from modelharbor.cache.keys import WAKING_CHANNEL
-from modelharbor.events.following import ended
+from modelharbor.db.ending import ended
 from modelharbor.observability.logging import log_event
 
 log = logging.getLogger(__name__)

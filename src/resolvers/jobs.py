@@ -209,7 +209,9 @@ async def _cancel_children(
     database: Database, parents: list[ObjectId], actor_id: ObjectId | None, comment: str | None
 ) -> list[ObjectId]:
     """Answers the children, whose own are to be cancelled next."""
-    found = await database.find("jobs", {"parent_id": {"$in": parents}}, projection={"state": 1})
+    # The type is said because the index holds only rows of it.
+    below = {"parent_id": {"$in": parents, "$type": "objectId"}}
+    found = await database.find("jobs", below, projection={"state": 1})
     stopping = {state.value for state in (*ENDED, JobState.CANCELLING)}
     going = [row["_id"] for row in found if row["state"] not in stopping]
     for start in range(0, len(going), CHILDREN_AT_ONCE):

@@ -4,7 +4,7 @@ import asyncio
 import logging
 import os
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
 from hashlib import sha256
 from pathlib import Path
 from typing import BinaryIO, Final
@@ -54,7 +54,7 @@ class BlobStore:
             if report is not None:
                 report(len(small))
         else:
-            with await asyncio.to_thread(path.open, "rb") as source:
+            with await _opened(path) as source:
                 await obstore.put_async(
                     self._store,
                     key,
@@ -145,6 +145,17 @@ def _read_small(path: Path) -> bytes | None:
     with path.open("rb") as source:
         contents = source.read(SMALL + 1)
     return contents if len(contents) <= SMALL else None
+
+
+async def _opened(path: Path) -> BinaryIO:
+    """Who is cancelled meanwhile leaves nothing open: the thread goes on to its end."""
+    opening = asyncio.ensure_future(asyncio.to_thread(path.open, "rb"))
+    try:
+        return await asyncio.shield(opening)
+    except asyncio.CancelledError:
+        with suppress(OSError):
+            (await opening).close()
+        raise
 
 
 async def _verified(

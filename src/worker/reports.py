@@ -15,8 +15,8 @@ from pymongo.errors import BulkWriteError, PyMongoError
 
 from modelharbor.db.base import Row, utc_now
 from modelharbor.db.connection import Database
+from modelharbor.db.ending import ended
 from modelharbor.db.jobs import HELD, JobLogDocument, JobState, Level
-from modelharbor.events.following import ended
 from modelharbor.observability.logging import log_event
 
 from .interruptions import AwaitChildren, JobCancelled, LeaseLost

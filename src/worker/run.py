@@ -20,11 +20,11 @@ from modelharbor.cache.client import connect_cache
 from modelharbor.db.actors import Role
 from modelharbor.db.base import Row
 from modelharbor.db.connection import Database, connect
+from modelharbor.db.ending import ended
 from modelharbor.db.jobs import JobKind, JobState
 from modelharbor.db.migrations import pending
 from modelharbor.db.tokens import Permission
 from modelharbor.errors import HarborError
-from modelharbor.events.following import ended
 from modelharbor.events.recorder import recording
 from modelharbor.jobs.waking import Waking, listening, wake
 from modelharbor.observability.logging import log_event

@@ -2,10 +2,11 @@
 
 import asyncio
 import json
-from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
+from beanie.odm.utils.dump import get_dict
 from bson import ObjectId
 from rich.console import Console
 
@@ -14,21 +15,26 @@ from modelharbor.cli import jobs
 from modelharbor.db.base import Row, utc_now
 from modelharbor.db.connection import Database
 from modelharbor.db.jobs import JobDocument, JobKind, JobLogDocument, JobState, Progress
+from modelharbor.http.server import environment
 from modelharbor.schema.nodes import global_id
+from modelharbor.settings import Settings
 from tests.cli.conftest import Done, Run
 from tests.documents import insert_actor, insert_model
 
 pytestmark = pytest.mark.anyio
 
 
-async def insert_job(state: JobState = JobState.QUEUED, **given: Any) -> JobDocument:
+async def insert_job(
+    database: Database, state: JobState = JobState.QUEUED, **given: Any
+) -> JobDocument:
+    """Raw: a command that ran before has bound the documents to its own connection."""
     values: Row = {"kind": JobKind.REINDEX, "principals": job_principals(), **given}
     job = JobDocument(state=state, **values)
-    await job.insert()
+    await database.data["jobs"].insert_one(get_dict(job, to_db=True))
     return job
 
 
-async def row_of(database: Database, job_id: ObjectId) -> Row:
+async def stored(database: Database, job_id: ObjectId) -> Row:
     row = await database.data["jobs"].find_one({"_id": job_id})
     assert row is not None
     return row
@@ -36,8 +42,9 @@ async def row_of(database: Database, job_id: ObjectId) -> Row:
 
 async def test_jobs_are_listed(run: Run, database: Database) -> None:
     assert await run("jobs", "list", "--json") == Done(0, "[]\n", "")
-    first = await insert_job(progress=Progress(current=1, total=3, message="Counting"))
+    first = await insert_job(database, progress=Progress(current=1, total=3, message="Counting"))
     second = await insert_job(
+        database,
         JobState.FAILED,
         kind=JobKind.IMPORT_MODEL,
         error={"code": "BAD_INPUT", "message": "No.", "path": None},
@@ -69,7 +76,9 @@ async def test_jobs_are_listed(run: Run, database: Database) -> None:
 
 
 async def test_a_job_is_shown_whole(run: Run, database: Database) -> None:
-    job = await insert_job(JobState.SUCCEEDED, input={"model_id": ObjectId()}, result={"models": 3})
+    job = await insert_job(
+        database, JobState.SUCCEEDED, input={"model_id": ObjectId()}, result={"models": 3}
+    )
     await JobLogDocument(job_id=job.id, message="All is well.").insert()
     for id in (str(job.id), str(global_id("Job", job.id))):
         told = json.loads((await run("jobs", "show", id, "--json")).out)
@@ -97,14 +106,14 @@ async def test_ids_that_are_none_are_told(command: str, run: Run, database: Data
 
 
 async def test_jobs_are_cancelled_and_retried(run: Run, database: Database) -> None:
-    job = await insert_job()
+    job = await insert_job(database)
     told = f"The job {job.id} is CANCELLED.\n"
     assert await run("jobs", "cancel", str(job.id), "--comment", "enough") == Done(0, told, "")
     assert await run("jobs", "cancel", str(job.id)) == Done(0, told, "")
-    row = await row_of(database, job.id)
+    row = await stored(database, job.id)
     assert (row["state"], row["comment"]) == ("CANCELLED", "enough")
     assert await run("jobs", "retry", str(job.id)) == Done(0, f"The job {job.id} is QUEUED.\n", "")
-    assert (await row_of(database, job.id))["state"] == "QUEUED"
+    assert (await stored(database, job.id))["state"] == "QUEUED"
     assert await run("jobs", "retry", str(job.id)) == Done(
         1, "", "modelharbor: The job is QUEUED: it cannot be retried.\n"
     )
@@ -115,7 +124,7 @@ async def test_reindexing_is_started(run: Run, database: Database) -> None:
     for arguments, model_id in (([], None), (["ada/tiny"], model.id)):
         done = await run("reindex", *arguments)
         assert (done.code, done.err) == (0, "")
-        row = await row_of(database, ObjectId(done.out.strip()))
+        row = await stored(database, ObjectId(done.out.strip()))
         assert (row["kind"], row["state"], row["input"]) == (
             *("REINDEX", "QUEUED"),
             {"model_id": model_id},
@@ -132,7 +141,7 @@ async def test_reindexing_is_started(run: Run, database: Database) -> None:
 @pytest.mark.parametrize("dry_run", [False, True])
 async def test_collecting_is_started(dry_run: bool, run: Run, database: Database) -> None:
     done = await run("collect-garbage", *(["--dry-run"] if dry_run else []))
-    row = await row_of(database, ObjectId(done.out.strip()))
+    row = await stored(database, ObjectId(done.out.strip()))
     assert (row["kind"], row["input"]) == ("GARBAGE_COLLECT", {"dry_run": dry_run})
 
 
@@ -150,8 +159,8 @@ async def test_a_job_is_watched_until_it_has_ended(
     run: Run, database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(jobs, "LOOK_SECONDS", 0.02)
-    job = await insert_job()
-    watching = asyncio.create_task(run("jobs", "watch", str(job.id)))
+    job = await insert_job(database)
+    watching = asyncio.ensure_future(run("jobs", "watch", str(job.id)))
     await changes(database, job.id, ("RUNNING", 0), ("RUNNING", 5), ("SUCCEEDED", 10))
     done = await watching
     assert (done.code, done.err) == (0, "")
@@ -167,12 +176,12 @@ async def test_all_jobs_are_watched(
     run: Run, database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(jobs, "LOOK_SECONDS", 0.02)
-    await insert_job(JobState.FAILED, finished_at=utc_now())
+    await insert_job(database, JobState.FAILED, finished_at=utc_now())
     assert await run("jobs", "watch") == Done(0, "No job waits or runs.\n", "")
-    job = await insert_job(JobState.RUNNING)
-    watching = asyncio.create_task(run("jobs", "watch"))
+    job = await insert_job(database, JobState.RUNNING)
+    watching = asyncio.ensure_future(run("jobs", "watch"))
     await asyncio.sleep(0.2)
-    late = await insert_job()
+    late = await insert_job(database)
     await changes(database, late.id, ("CANCELLED", 0))
     await changes(database, job.id, ("SUCCEEDED", 10))
     lines = (await watching).out.splitlines()
@@ -186,12 +195,12 @@ async def test_all_jobs_are_watched(
 
 async def test_how_a_watched_job_failed_is_told(run: Run, database: Database) -> None:
     error = {"code": "BAD_INPUT", "message": "No such folder.", "path": ["folder"]}
-    job = await insert_job(JobState.FAILED, error=error, finished_at=utc_now())
+    job = await insert_job(database, JobState.FAILED, error=error, finished_at=utc_now())
     line = f"{job.id}  REINDEX  FAILED  BAD_INPUT: No such folder.\n"
     assert await run("jobs", "watch", str(job.id)) == Done(
         1, line, "modelharbor: The job is FAILED: No such folder.\n"
     )
-    job = await insert_job(JobState.CANCELLED, finished_at=utc_now())
+    job = await insert_job(database, JobState.CANCELLED, finished_at=utc_now())
     done = await run("jobs", "watch", str(job.id))
     assert (done.code, done.err) == (1, "modelharbor: The job is CANCELLED.\n")
 
@@ -200,7 +209,7 @@ async def test_what_is_started_can_be_watched(
     run: Run, database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(jobs, "LOOK_SECONDS", 0.02)
-    watching = asyncio.create_task(run("collect-garbage", "--dry-run", "--watch"))
+    watching = asyncio.ensure_future(run("collect-garbage", "--dry-run", "--watch"))
     while not (row := await database.data["jobs"].find_one({})):
         await asyncio.sleep(0.02)
     await changes(database, row["_id"], ("SUCCEEDED", 10))
@@ -214,11 +223,11 @@ async def test_at_a_terminal_there_are_bars(database: Database) -> None:
     """As they are drawn at one moment."""
     rate = Progress(current=5, total=10, rate=2.5, message="Counting")
     made = [
-        await insert_job(JobState.RUNNING, progress=rate),
-        await insert_job(),
-        await insert_job(JobState.SUCCEEDED, finished_at=utc_now() + timedelta()),
+        await insert_job(database, JobState.RUNNING, progress=rate),
+        await insert_job(database),
+        await insert_job(database, JobState.SUCCEEDED, finished_at=utc_now()),
     ]
-    rows = [await row_of(database, job.id) for job in made]
+    rows = [await stored(database, job.id) for job in made]
     console = Console(width=120, record=True, force_terminal=True, color_system=None)
     with console.capture() as captured:
         console.print(jobs._table(rows))
@@ -229,3 +238,17 @@ async def test_at_a_terminal_there_are_bars(database: Database) -> None:
     ]
     assert waiting.split()[:3] == [str(made[1].id), "REINDEX", "QUEUED"]
     assert ended.split() == [str(made[2].id), "REINDEX", "SUCCEEDED", "━" * 24]
+
+
+async def test_import_roots_are_absolute(run: Run, database: Database) -> None:
+    done = await run("jobs", "list", MODELHARBOR_IMPORT_ROOTS='{"disk": "models"}')
+    assert done == Done(
+        1,
+        "",
+        "modelharbor: MODELHARBOR_IMPORT_ROOTS: Value error, the folder of 'disk' is no absolute path\n",
+    )
+
+
+def test_import_roots_go_to_other_processes() -> None:
+    settings = Settings(import_roots={"disk": Path("/srv/models")})
+    assert environment(settings) == {"MODELHARBOR_IMPORT_ROOTS": '{"disk": "/srv/models"}'}

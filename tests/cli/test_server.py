@@ -37,6 +37,9 @@ async def test_help_names_every_command(run: Run) -> None:
         "member Who belongs to an organization, and as what.",
         "token API tokens.",
         "schema The served GraphQL schema.",
+        "jobs Jobs: long work that workers do.",
+        "reindex Count anew what models keep of their versions, files and owners, as a job.",
+        "collect-garbage Remove what nobody needs any more, as a job: old contents, tokens, jobs, deleted models.",
         "plan Show how an operation runs: its reads, and the function that its document is compiled to.",
         "doctor Check engines, indexes and storage, and say what to do.",
     ):

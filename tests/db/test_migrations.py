@@ -76,7 +76,7 @@ async def test_events_of_before_get_an_order_and_whom_they_concern(database: Dat
         new_id = ObjectId(f"{seconds:08x}" + ObjectId().binary.hex()[8:])
         return {"_id": new_id, **common, **of_before, **values}
 
-    role = {"kind": "ROLE_GRANTED", "after": {"actor_id": other, "role": "READER"}}
+    role = {"kind": "ROLE_GRANTED", "after": {"actor_id": other, "role": "VIEWER"}}
     old = [
         told(1_700_000_001, model_id=model.id, version_id=version),
         told(1_700_000_000, model_id=gone),

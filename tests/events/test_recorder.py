@@ -11,8 +11,9 @@ from bson import ObjectId, Timestamp
 
 from modelharbor.db.base import Row
 from modelharbor.db.connection import Database
+from modelharbor.db.ending import ended
 from modelharbor.events import recorder
-from modelharbor.events.following import HistoryLost, ended, now_of
+from modelharbor.events.following import HistoryLost, now_of
 from modelharbor.events.position import START, before, position_of, seconds_of
 from modelharbor.events.reader import open_reader
 from modelharbor.events.recorded import ensure_log, last_position, read_log, recorded

@@ -594,7 +594,7 @@ async def test_a_read_asks_for_the_names_that_are_needed(
 
 
 def found_operations() -> dict[str, str]:
-    """The operations that the project shows or measures, without those that change something."""
+    """The queries that the project shows or measures."""
     texts = {
         path.relative_to(ROOT).as_posix(): path.read_text()
         for folder in ("web/src/examples", "bench/operations")
@@ -603,7 +603,8 @@ def found_operations() -> dict[str, str]:
     for name in ("README.md", "docs/api.md"):
         blocks = re.findall(r"^```graphql\n(.*?)^```$", (ROOT / name).read_text(), re.M | re.S)
         texts |= {f"{name} {number}": text for number, text in enumerate(blocks, 1)}
-    return {name: text for name, text in texts.items() if "mutation" not in text.split("{")[0]}
+    others = re.compile(r"^\s*(mutation|subscription)\b", re.M)
+    return {name: text for name, text in texts.items() if not others.search(text)}
 
 
 CLIENTS: Final = {

@@ -5,16 +5,14 @@ Each start is noted in `starts`, each effect in `effects`, within the fenced tra
 
 import asyncio
 import os
-import signal
 import sys
 import time
 from typing import Any
 
 from modelharbor.db.base import Row
 from modelharbor.db.jobs import JobKind
-from modelharbor.observability.logging import configure_logging
 from modelharbor.settings import Settings
-from modelharbor.worker.run import run_worker
+from modelharbor.worker.process import be_worker
 from modelharbor.worker.tools import HandlerSpec, Tools
 
 
@@ -40,15 +38,6 @@ async def handler(job: Row, tools: Tools) -> Row:
     return {"token": job["token"]}
 
 
-async def main(concurrency: int) -> None:
-    settings = Settings()
-    configure_logging(settings)
-    stop = asyncio.Event()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        asyncio.get_running_loop().add_signal_handler(number, stop.set)
-    handlers = {kind: HandlerSpec(handler, at_once=100) for kind in JobKind}
-    await run_worker(settings, handlers, concurrency, [], stop, schedule=())
-
-
 if __name__ == "__main__":
-    asyncio.run(main(int(sys.argv[1])))
+    handlers = {kind: HandlerSpec(handler, at_once=100) for kind in JobKind}
+    be_worker(Settings(), handlers, int(sys.argv[1]), schedule=())

@@ -23,7 +23,7 @@ from modelharbor.jobs.waking import wake
 from modelharbor.settings import Settings
 
 ROOT = Path(__file__).parent.parent.parent
-PATIENCE_SECONDS = 30.0  # a guard against hanging
+PATIENCE_SECONDS = 25.0  # a guard against hanging
 
 
 @dataclass
@@ -41,7 +41,7 @@ class Shop:
         log = self.folder / f"worker{len(self.processes)}.log"
         with log.open("wb") as output:
             process = subprocess.Popen(
-                [sys.executable, "/tmp/worker/dbg.py", str(concurrency)],
+                [sys.executable, "-m", "tests.faults.worker", str(concurrency)],
                 cwd=ROOT,
                 env={**os.environ, **given},
                 stdout=output,

@@ -3,10 +3,11 @@
 import asyncio
 import json
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import Any, Final
 
 from websockets.asyncio.client import ClientConnection, connect
+from websockets.exceptions import ConnectionClosed
 
 GUARD_SECONDS: Final = 20.0  # against a hang
 WATCH: Final = """subscription Watch($id: ID!, $after: Cursor, $rate: Float = 50) {
@@ -41,8 +42,10 @@ class Client:
 
     async def close_code(self) -> tuple[int, str]:
         """Once the server has closed the connection; what else it says is passed over."""
-        async with asyncio.timeout(GUARD_SECONDS):
-            await self.connection.wait_closed()
+        with suppress(ConnectionClosed):
+            async with asyncio.timeout(GUARD_SECONDS):
+                while True:
+                    await self.connection.recv()
         return self.connection.close_code or 0, self.connection.close_reason or ""
 
     async def is_silent(self, seconds: float = 0.3) -> bool:

@@ -3,6 +3,7 @@
 import asyncio
 import gc
 import json
+import logging
 import os
 import socket
 from collections.abc import Callable
@@ -270,7 +271,7 @@ def narrow() -> dict[str, Any]:
 
 
 async def test_a_client_that_stays_stuck_is_closed(
-    served: Served, monkeypatch: pytest.MonkeyPatch
+    served: Served, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr("modelharbor.http.protocol.CUT_OFF_SECONDS", 0.5)
     job = await served.put()
@@ -291,9 +292,7 @@ async def test_a_client_that_stays_stuck_is_closed(
             await served.progress(job, done, filler)
             assert current(await other.next()) <= done
             assert asyncio.get_running_loop().time() - start < 20
-        print("DONE", done, members(served), asyncio.get_running_loop().time() - start)
         await until(lambda: members(served) == 1)
-        print("ONE", asyncio.get_running_loop().time() - start)
         await served.become(job, JobState.SUCCEEDED)
         while state(await other.next()) != "SUCCEEDED":
             pass
@@ -301,6 +300,7 @@ async def test_a_client_that_stays_stuck_is_closed(
         code, _ = await stuck.close_code()
         assert code in {1013, 1006}  # its own word where that still fits through, else none
         writer.transport.abort()
+    assert [each.message for each in caplog.records if each.levelno > logging.WARNING] == []
 
 
 def members(served: Served) -> int:
@@ -367,7 +367,10 @@ async def test_10000_subscribes_on_one_socket_harm_nobody(served: Served) -> Non
         assert megabytes() - before < 20
 
 
-async def test_who_asks_and_does_not_read_is_closed(served: Served) -> None:
+async def test_who_asks_and_does_not_read_is_closed(
+    served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("modelharbor.http.protocol.CUT_OFF_SECONDS", 0.5)
     job = await served.put()
     async with (
         open_client(served.ws, served.token, max_queue=1) as deaf,

@@ -142,6 +142,12 @@ async def test_what_is_no_message_ends_the_connection(served: Served) -> None:
         assert (await other.next())["jobProgress"]["job"]["state"] == "RUNNING"
 
 
+async def test_text_that_is_not_utf_8_ends_the_connection(served: Served) -> None:
+    async with open_client(served.ws) as client:
+        await client.connection.send(b'{"type":"\xff"}', text=True)
+        assert (await client.close_code())[0] == 1007
+
+
 async def test_large_frames_end_the_connection(served: Served) -> None:
     whole = json.dumps({"type": "ping", "payload": {"filler": "x" * 262_144}})
     pieces = [whole[at : at + 16_384] for at in range(0, len(whole), 16_384)]
@@ -197,6 +203,13 @@ async def test_who_may_knock(served: Served) -> None:
         assert told.value.response.status_code == 403, (url, options)
 
 
+def nested(levels: int) -> Any:
+    found: Any = "x"
+    for _ in range(levels):
+        found = [found]
+    return found
+
+
 async def test_an_operation_that_fails_ends_alone(served: Served) -> None:
     job = await served.put()
     payloads: list[tuple[dict[str, Any], str]] = [
@@ -210,6 +223,9 @@ async def test_an_operation_that_fails_ends_alone(served: Served) -> None:
         ({"query": "query ($id: ID!) { node(id: $id) { id } }"}, "BAD_USER_INPUT"),
         ({"query": WATCH}, "BAD_USER_INPUT"),
         ({"documentId": f"sha256:{'0' * 64}"}, "PERSISTED_QUERY_NOT_FOUND"),
+        ({"query": WATCH, "variables": {"id": id_of(job), "more": nested(900)}}, "BAD_REQUEST"),
+        ({"query": WATCH, "variables": {"id": nested(900)}}, "BAD_REQUEST"),
+        ({"query": WATCH, "extensions": {"more": nested(900)}}, "BAD_REQUEST"),
         ({"query": "#" + "x" * 32_768}, "PAYLOAD_TOO_LARGE"),
         ({"query": "{" + " ".join(f"a{n}: __typename" for n in range(31)) + "}"}, "OPERATION_TOO_COMPLEX"),
         ({"query": "subscription { a: jobs { job { id } } b: jobs { job { id } } }"}, "GRAPHQL_VALIDATION_FAILED"),

@@ -1,7 +1,6 @@
 """Contents that come and go at once."""
 
 import asyncio
-from collections import Counter
 from collections.abc import AsyncIterator
 from datetime import timedelta
 from hashlib import sha256
@@ -79,6 +78,10 @@ async def referred(database: Database, counts: dict[str, int]) -> None:
     await database.transaction(lambda session: refer_to(database, session, counts))
 
 
+async def released(database: Database, counts: dict[str, int]) -> None:
+    await database.transaction(lambda session: release(database, session, counts))
+
+
 async def test_contents_come(database: Database, storage: BlobStore) -> None:
     begun = utc_now()
     documents = await announce_blobs(database, storage, [ONE])
@@ -104,24 +107,22 @@ async def test_many_announce_the_same_at_once(database: Database, storage: BlobS
 
 async def test_what_is_used_or_seen_or_young_stays(database: Database) -> None:
     old = utc_now() - timedelta(hours=25)
-    for number, changed in enumerate(
-        (
-            {"created_at": old, "references": 1},
-            {"created_at": old, "seen_at": utc_now()},
-            {},
-            {"created_at": old, "deleting_at": utc_now() - timedelta(seconds=50)},
-        )
-    ):
+    staying: list[Row] = [
+        {"created_at": old, "references": 1},
+        {"created_at": old, "seen_at": utc_now()},
+        {},
+        {"created_at": old, "deleting_at": utc_now() - timedelta(seconds=50)},
+    ]
+    going: list[Row] = [
+        {"created_at": old},
+        {"created_at": old, "seen_at": old},
+        {"created_at": old, "stored": False},
+        {"created_at": old, "deleting_at": utc_now() - timedelta(seconds=70)},
+    ]
+    for number, changed in enumerate(staying):
         await insert(database, sha256=f"{number:064}", **changed)
     assert (await claimed(database, hours=24)).rows == []
-    for number, changed in enumerate(
-        (
-            {"created_at": old},
-            {"created_at": old, "seen_at": old},
-            {"created_at": old, "stored": False},
-            {"created_at": old, "deleting_at": utc_now() - timedelta(seconds=70)},
-        )
-    ):
+    for number, changed in enumerate(going):
         await insert(database, sha256=f"{10 + number:064}", **changed)
     first = await claimed(database, 3, hours=24)
     rest = await claimed(database, 3, hours=24)
@@ -283,10 +284,7 @@ async def test_released_contents_stay_for_a_while(database: Database) -> None:
     old = utc_now() - timedelta(days=9)
     await insert(database, references=3, created_at=old, seen_at=old)
     for count in (1, 2):
-        counts = Counter({ONE.sha256: count})
-        await database.transaction(
-            lambda session, counts=counts: release(database, session, counts)
-        )
+        await released(database, {ONE.sha256: count})
     row = await row_of(database)
     assert row is not None
     assert (row["references"], row["seen_at"] > old) == (0, True)
@@ -312,32 +310,30 @@ async def test_whoever_comes_and_goes_what_is_used_is_stored(
             try:
                 documents = await announce_blobs(database, storage, mine)
                 missing = []
-                for number, each in enumerate(mine):
-                    row = documents[each.sha256]
-                    if not row["stored"] or not await storage.exists(each.sha256):
-                        await storage.put_file(folder / str(number), each.sha256)
+                for number, wanted in enumerate(mine):
+                    row = documents[wanted.sha256]
+                    if not row["stored"] or not await storage.exists(wanted.sha256):
+                        await storage.put_file(folder / str(number), wanted.sha256)
                         missing.append(row["_id"])
                 await record_blobs(database, missing)
-                counts = {each.sha256: 1 for each in mine}
+                counts = {wanted.sha256: 1 for wanted in mine}
                 await referred(database, counts)
             except (Refused, FileNotFoundError):  # or it went before it was on the disk
                 refusals += 1
                 continue
-            for each in mine:
-                assert await storage.exists(each.sha256)
+            for used in mine:
+                assert await storage.exists(used.sha256)
             await asyncio.sleep(0.005)
-            for each in mine:
-                assert await storage.exists(each.sha256)
-            await database.transaction(
-                lambda session, counts=counts: release(database, session, counts)
-            )
+            for used in mine:
+                assert await storage.exists(used.sha256)
+            await released(database, counts)
             done += 1
 
     async def remove() -> None:
         while not ended.is_set():  # PyMongo can turn a cancellation into an error of its own
             claim = await claimed(database, hours=-1)
             await forgotten(database, claim, await remove_contents(storage, claim))
-            await asyncio.sleep(0.001)
+            await asyncio.sleep(0.03)
 
     ended = asyncio.Event()
     removing = [asyncio.create_task(remove()) for _ in range(2)]

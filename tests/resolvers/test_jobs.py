@@ -55,7 +55,7 @@ async def job_of(database: Database, state: JobState = JobState.QUEUED, **given:
         **given,
     }
     row = await database.transaction(lambda session: put_job(database, session, **values))
-    change = {"state": state.value, "attempt": 3, "deaths": 2, "result": {"a": 1}}
+    change: Row = {"state": state.value, "attempt": 3, "deaths": 2, "result": {"a": 1}}
     change["error"] = {"code": "INTERNAL", "message": "x", "path": None}
     change["checkpoint"] = {"after": 1}
     await database.data["jobs"].update_one({"_id": row["_id"]}, {"$set": change})

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from beanie import PydanticObjectId
 from bson import ObjectId, Timestamp
 
 from modelharbor.auth.viewer import Viewer, job_principals
@@ -101,7 +102,9 @@ async def test_nothing_is_garbage(
 
 async def fill(yard: Yard) -> dict[str, list[ObjectId]]:
     """Garbage of each simple kind, each beside what is none; answers the ids of what stays."""
-    user, kept = ObjectId(), {}
+    user = PydanticObjectId()
+    kept: dict[str, list[ObjectId]] = {}
+    stored: list[Row] = [{}, {"stored": False}, {"references": 1}]
     tokens = [
         TokenDocument(user_id=user, name="x", prefix="x", secret_sha256="0", scopes=[], **values)
         for values in (
@@ -136,11 +139,11 @@ async def fill(yard: Yard) -> dict[str, list[ObjectId]]:
     ]
     blobs = [
         BlobDocument(sha256=f"{number:064}", size_bytes=7, created_at=ago(2), **values)
-        for number, values in enumerate(({}, {"stored": False}, {"references": 1}))
+        for number, values in enumerate(stored)
     ]
     for documents, old in ((tokens, 2), (keys, 1), (events, 1), (blobs, 2)):
         await type(documents[0]).insert_many(documents)
-        kept[documents[0].get_collection_name()] = [each.id for each in documents[old:]]
+        kept[documents[0].get_collection_name()] = [ObjectId(each.id) for each in documents[old:]]
     return kept
 
 
@@ -170,7 +173,7 @@ async def test_many_rows_go_in_several_transactions(
     await TokenDocument.insert_many(
         [
             TokenDocument(
-                user_id=ObjectId(),
+                user_id=PydanticObjectId(),
                 name="x",
                 prefix="x",
                 secret_sha256="0",

@@ -6,9 +6,11 @@ from typing import Any
 
 import pytest
 from bson import ObjectId
+from pymongo.asynchronous.client_session import AsyncClientSession
 
 from modelharbor.db.actors import ActorDocument
 from modelharbor.db.base import Row
+from modelharbor.db.connection import Database
 from modelharbor.db.jobs import JobKind
 from modelharbor.db.models import Visibility
 from modelharbor.resolvers.imports import import_folder
@@ -286,4 +288,33 @@ async def test_the_comparison_sees_one_moment(
         await read_versions(*arguments)
 
     monkeypatch.setattr(reindex, "_read_versions", late)
+    assert await registry.reindexed() == {"models": 3, "changed": 0}
+
+
+async def test_what_is_published_before_the_write_is_counted(
+    registry: Registry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The transaction that has read collides with it, and begins anew."""
+    derive, looks = reindex.derive, 0
+
+    async def late(database: Database, session: AsyncClientSession, models: list[Row]) -> Any:
+        nonlocal looks
+        found = await derive(database, session, models)
+        if session.in_transaction:
+            looks += 1
+            if looks == 1:
+                await registry.publish("a", {"late": b"late"})
+        return found
+
+    await registry.break_("a")
+    model_id = (await registry.model("a"))["_id"]
+    # Where whoever publishes finds it.
+    found = {"owner_login_lower": "ada", "name_lower": "a", "principals": ["public"]}
+    await registry.database.data["models"].update_one({"_id": model_id}, {"$set": found})
+    monkeypatch.setattr(reindex, "derive", late)
+    assert await registry.reindexed(model_id) == {"models": 1, "changed": 1}
+    assert looks == 2
+    stats = (await registry.model("a"))["stats"]
+    assert (stats["versions"], stats["files"], stats["size_bytes"]) == (5, 8, 3 + 4 + 8 + 4)
+    monkeypatch.undo()
     assert await registry.reindexed() == {"models": 3, "changed": 0}
