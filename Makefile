@@ -30,7 +30,7 @@ else \
 fi
 endef
 
-.PHONY: help run test check fuzz faults bench bench-peers schema wheel clean
+.PHONY: help run test check fuzz faults bench bench-peers bench-live schema wheel clean
 
 help: ## List the verbs
 	@echo 'make VERB, where VERB is one of'
@@ -69,6 +69,10 @@ bench-peers: ## Measure the server beside others on one data set, 15 minutes (SE
 	@$(call debian,command -v wrk >/dev/null,wrk,the measurements need it)
 	@$(PREPARE) .venv/developed .venv/libraries bench/peers/node/node_modules/installed .modelharbor/bench-peers/mlflow/installed
 	@exec $(BIN)/python -m bench.peers $(if $(SECONDS),--seconds '$(SECONDS)') $(ARGS)
+
+bench-live: ## Measure 1,000 and 10,000 watchers of one job, beside plain Strawberry (ARGS=--write)
+	@$(PREPARE) .venv/developed .venv/libraries
+	@exec $(BIN)/python -m bench.live $(if $(SECONDS),--seconds '$(SECONDS)') $(ARGS)
 
 schema: ## Print the schema into schema.graphql
 	@$(PREPARE) .venv/installed

@@ -95,9 +95,9 @@ async def measure(
 ) -> Measured:
     """Everything about one server with so many subscribers. The job is new and ends with it."""
     stamps: list[Stamp] = []
-    variables = {"id": mover.job}
+    variables: dict[str, Any] = {"id": mover.job}
     if "$rate" in document:
-        variables |= {"rate": RATE, "after": None}  # type: ignore[dict-item]
+        variables |= {"rate": RATE, "after": None}
     begin = {
         "host": HOST,
         "port": int(served.url.rpartition(":")[2]),

@@ -111,7 +111,8 @@ class PublishedJob:
         )
         sent = time.monotonic()
         async with self.client.pipeline(transaction=True) as pipe:
-            pipe.set(f"{CHANNEL}:{self.job}", told).publish(f"{CHANNEL}:{self.job}", told)
+            pipe.set(f"{CHANNEL}:{self.job}", told)
+            pipe.publish(f"{CHANNEL}:{self.job}", told)
             await pipe.execute()
         return Stamp(self.sequence, sent, time.monotonic(), is_state=is_state)
 

@@ -39,7 +39,7 @@ class JobEvent:
     job: Job
 
 
-def event_of(data: bytes) -> JobEvent:
+def event_of(data: bytes | str) -> JobEvent:
     told = orjson.loads(data)
     progress = Progress(current=str(told["current"]), sequence=str(told["sequence"]))
     job = Job(id=told["id"], state=told["state"], progress=progress)

@@ -92,7 +92,7 @@ def _line(name: str, one: Measured) -> tuple[str, ...]:
 
 def ratios(ours: Sequence[Measured], plain: Sequence[Measured]) -> str:
     by_count = {each.subscribers: each for each in plain}
-    lines = [
+    lines: list[tuple[str, ...]] = [
         (
             f"{each.subscribers:,}",
             f"{other.kilobytes / each.kilobytes:.1f}",

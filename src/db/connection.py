@@ -22,6 +22,7 @@ from .documents import DOCUMENTS
 from .reading import ONE_BATCH, Reading
 
 T = TypeVar("T")
+APP_NAME: Final = "modelharbor"
 BUSY: Final = "The database is busy with other changes; try again."
 
 
@@ -127,7 +128,7 @@ async def connect(settings: Settings) -> AsyncIterator[Database]:
     client: AsyncMongoClient[Row] = AsyncMongoClient(
         settings.mongo_url,
         tz_aware=True,
-        appname="modelharbor",
+        appname=APP_NAME,
         maxPoolSize=settings.mongo_pool_size,
         serverSelectionTimeoutMS=int(settings.mongo_timeout_seconds * 1000),
         connectTimeoutMS=int(settings.mongo_timeout_seconds * 1000),

@@ -9,7 +9,7 @@ from bson import ObjectId
 from pymongo.asynchronous.client_session import AsyncClientSession
 
 from modelharbor.db.base import Row
-from modelharbor.db.connection import Database
+from modelharbor.db.connection import APP_NAME, Database
 from modelharbor.db.jobs import HELD, WAITING, JobKind, JobState
 from modelharbor.errors import Unavailable
 from modelharbor.jobs.states import CLAIMABLE, change_state
@@ -22,6 +22,7 @@ Claim: TypeAlias = tuple[ObjectId, int]
 MOST_DEATHS: Final = 3
 SPARE: Final = 16  # candidates more than needed: some are of kinds that get no more places
 MOST_EXPIRED: Final = 100  # looked at in one round
+CLAIM_SECONDS: Final = 2.0
 EXPIRE_SECONDS: Final = 1.0  # for one of them, when others want it too
 WORKER_DIED: Final = "WORKER_DIED"
 STATES_HELD: Final = {"$in": [state.value for state in HELD]}
@@ -97,10 +98,14 @@ async def claim(database: Database, worker: str, lease_seconds: float, places: P
             session=session,
         )
         rows = await found.to_list()
+        free = places.free
         if attempts > 1:
-            random.shuffle(rows)  # others want the same ones: who picks at random meets few of them
+            # Others want the same ones, or a worker died in the middle of claiming some: who picks
+            # fewer of them, at random, meets few.
+            random.shuffle(rows)
+            free = max(1, free // 2) if attempts == 2 else 1
         claimed = []
-        for row in _fitting(rows, places.free, kinds, places.suspects):
+        for row in _fitting(rows, free, kinds, places.suspects):
             changed = await change_state(
                 database,
                 session,
@@ -114,7 +119,7 @@ async def claim(database: Database, worker: str, lease_seconds: float, places: P
 
     if not await _any(database, query):
         return []  # most looks find nothing: they need no transaction
-    return await database.transaction(work)
+    return await database.transaction(work, CLAIM_SECONDS)
 
 
 async def _any(database: Database, query: Row) -> bool:
@@ -137,9 +142,10 @@ def _fitting(rows: list[Row], free: int, kinds: Mapping[JobKind, int], suspects:
     return found
 
 
-async def expire(database: Database, own: Collection[Claim]) -> list[Row]:
+async def expire(database: Database, own: Collection[Claim]) -> tuple[list[Row], bool]:
     """Jobs whose worker let its lease run out, which counts as its death: queued again as suspects,
-    cancelled where that was wanted, DEAD with the third death. `own` are not looked at: we live."""
+    cancelled where that was wanted, DEAD with the third death. `own` are not looked at: we live.
+    And whether some are held by a transaction that goes on: their worker lives, or died within it."""
     expired = {"$expr": {"$lt": ["$lease_until", "$$NOW"]}}
     rows = await database.find(
         "jobs",
@@ -148,7 +154,7 @@ async def expire(database: Database, own: Collection[Claim]) -> list[Row]:
         limit=MOST_EXPIRED,
     )
     random.shuffle(rows)  # every worker sees the same ones
-    changed = []
+    changed, is_blocked = [], False
     for row in rows:
         if claim_of(row) in own:
             continue
@@ -171,10 +177,11 @@ async def expire(database: Database, own: Collection[Claim]) -> list[Row]:
         try:
             after = await database.transaction(work, EXPIRE_SECONDS)
         except Unavailable:
-            continue  # its worker lives: it is in the middle of a long transaction
+            is_blocked = True
+            continue
         if after is not None:
             changed.append(after)
-    return changed
+    return changed, is_blocked
 
 
 def _after_death(row: Row) -> JobState:
@@ -206,3 +213,25 @@ async def strays(database: Database, worker: str, own: Collection[Claim]) -> lis
     """What is ours without our knowing: MongoDB had claimed it for us, and its answer was lost."""
     rows = await database.find("jobs", {"state": STATES_HELD, "worker": worker})
     return [row for row in rows if claim_of(row) not in own]
+
+
+async def end_idle_transactions(database: Database, seconds: float) -> int:
+    """Ends transactions in which nothing was done for so long; how many. MongoDB lets those of a
+    process that was killed stand for a minute, and nobody can claim the jobs that they hold."""
+    found = await database.client.admin.aggregate(
+        [
+            {"$currentOp": {"idleSessions": True}},
+            {
+                "$match": {
+                    "appName": APP_NAME,
+                    "transaction.timeInactiveMicros": {"$gt": int(seconds * 1_000_000)},
+                }
+            },
+            {"$project": {"lsid.id": 1}},
+        ],
+        maxTimeMS=database.query_timeout_ms,
+    )
+    sessions = [{"id": row["lsid"]["id"]} for row in await found.to_list()]
+    if sessions:
+        await database.client.admin.command("killSessions", sessions)
+    return len(sessions)

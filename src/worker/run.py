@@ -24,7 +24,7 @@ from modelharbor.db.ending import ended
 from modelharbor.db.jobs import JobKind, JobState
 from modelharbor.db.migrations import pending
 from modelharbor.db.tokens import Permission
-from modelharbor.errors import HarborError
+from modelharbor.errors import HarborError, Unavailable
 from modelharbor.events.recorder import recording
 from modelharbor.jobs.waking import Waking, listening, wake
 from modelharbor.observability.logging import log_event
@@ -32,7 +32,17 @@ from modelharbor.observability.sentry import capture
 from modelharbor.settings import Settings
 from modelharbor.storage.blobs import open_storage
 
-from .claims import Claim, Places, claim, claim_of, expire, held_states, renew, strays
+from .claims import (
+    Claim,
+    Places,
+    claim,
+    claim_of,
+    end_idle_transactions,
+    expire,
+    held_states,
+    renew,
+    strays,
+)
 from .interruptions import JobCancelled, LeaseLost
 from .outcomes import CANCELLED, HANDED_BACK, Outcome, after, settle, settle_in_time, succeeded
 from .processes import open_processes
@@ -134,6 +144,7 @@ class Worker:
         self._database, self._settings = shared.database, shared.settings
         self._waking, self._clock = waking, clock
         self._held: dict[Claim, Held] = {}
+        self._is_blocked = False  # jobs are held by a transaction of somebody else
         self._is_unsure = False  # a claim failed: we may have more than we know
 
     async def run(self, stop: asyncio.Event) -> None:
@@ -179,7 +190,8 @@ class Worker:
         while True:
             async with self._forgiving("tend"):
                 put = await self._clock.put_due(self._database)
-                expired = await expire(self._database, self._held)
+                expired, is_blocked = await expire(self._database, self._held)
+                self._is_blocked = self._is_blocked or is_blocked
                 for job in expired:
                     log_event(
                         log,
@@ -191,6 +203,14 @@ class Worker:
                     )
                 if put or expired:
                     self._waking.tell()
+            if self._is_blocked:
+                async with self._forgiving("unblock"):
+                    lease = self._settings.lease_seconds
+                    ended_count = await end_idle_transactions(self._database, lease)
+                    self._is_blocked = False
+                    if ended_count:
+                        log_event(log, logging.WARNING, "worker.unblocked", ended=ended_count)
+                        self._waking.tell()
             await asyncio.sleep(LOOK_SECONDS)
 
     @asynccontextmanager
@@ -218,8 +238,9 @@ class Worker:
     async def _claim(self, places: Places) -> list[Row]:
         try:
             return await claim(self._database, self.name, self._settings.lease_seconds, places)
-        except BaseException:
+        except BaseException as error:
             self._is_unsure = True
+            self._is_blocked = isinstance(error, Unavailable)
             raise
 
     async def _hand_back_strays(self) -> None:

@@ -1,12 +1,13 @@
 """Connections that are cut at any time: whoever comes back with `after` has missed nothing."""
 
-from pathlib import Path as _P; exec(_P("/tmp/benchlive/t.py").read_text())
 import asyncio
 import random
 from dataclasses import asdict
 
 import pytest
 
+from modelharbor.events import reader
+from modelharbor.execution import live
 from modelharbor.settings import Settings
 from tests.live.serving import serving
 
@@ -14,14 +15,22 @@ from .figures import is_long, record
 from .watching import Counts, Moved, Watcher, moved
 
 pytestmark = pytest.mark.anyio
-CUTS = 1000 if is_long() else 60
+CUTS = 1000 if is_long() else 100
 JOBS = 4
 EACH = 2  # watchers of one job
 LONGEST = 0.25  # seconds that a connection lasts; some are cut before they are one
 GUARD_SECONDS = 600.0
 
 
-async def test_sockets_are_cut_and_come_back(settings: Settings) -> None:
+@pytest.mark.parametrize("remembers", [True, False], ids=["remembered", "from the log"])
+async def test_sockets_are_cut_and_come_back(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch, remembers: bool
+) -> None:
+    """`remembers`: the server has what was missed in memory, most of the time."""
+    if not remembers:
+        monkeypatch.setattr(live, "KEPT", 1)
+        monkeypatch.setattr(live, "LINGER_SECONDS", 0.01)
+        monkeypatch.setattr(reader, "RECENT_ROWS", 3)
     chance = random.Random(4)
     cuts = 0
 
@@ -30,7 +39,8 @@ async def test_sockets_are_cut_and_come_back(settings: Settings) -> None:
         if watcher.job is None:  # what stands is not told: it begins with what happens next
             await watcher.connected(enough=lambda: watcher.has_heard_of(jobs))
         while cuts < CUTS:
-            cuts += await watcher.connected(chance.uniform(0.0, LONGEST))
+            was_cut = await watcher.connected(chance.uniform(0.0, LONGEST))
+            cuts += was_cut
         if not watcher.is_complete:
             await watcher.connected(enough=lambda: watcher.has_heard_ends_of(jobs))
 
@@ -51,7 +61,8 @@ async def test_sockets_are_cut_and_come_back(settings: Settings) -> None:
                 tasks.create_task(move(job))
     counts = sum((watcher.compare(jobs) for watcher in watchers), Counts())
     record(
-        "a socket is cut at random, and comes back with `after`",
+        "a socket is cut at random, and comes back with `after`"
+        + ("" if remembers else ", to a server that remembers little"),
         {"missed": 0, "repeated": 0, "backwards": 0},
         **asdict(counts),
         cuts=cuts,

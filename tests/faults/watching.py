@@ -8,10 +8,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from bson import ObjectId
+from pymongo.errors import PyMongoError
 from websockets.asyncio.client import ClientConnection, connect
 
 from modelharbor.db.base import Row
 from modelharbor.db.jobs import ENDED, JobState
+from modelharbor.errors import HarborError
 from modelharbor.jobs.states import TRANSITIONS, change_state
 from tests.live.serving import Served, id_of
 
@@ -49,6 +51,26 @@ class Moved:
         self.row = row
         self.states.append((row["progress"]["sequence"], state.value))
 
+    @property
+    def goes_on(self) -> bool:
+        return self.state not in ENDED
+
+    async def look(self) -> None:
+        """What it has become, where that was not told; as soon as somebody can say it."""
+        while True:
+            try:
+                [self.row] = await self.served.database.find("jobs", {"_id": self.job_id})
+            except (PyMongoError, HarborError):
+                await asyncio.sleep(0.1)
+            else:
+                return
+
+    async def look_back(self) -> None:
+        """Take its states from the log."""
+        rows = await self.served.database.find("events", {"job_id": self.job_id})
+        jobs = [row["job"] for row in rows]
+        self.states = [(job["progress"]["sequence"], job["state"]) for job in jobs]
+
     async def step(self, chance: random.Random) -> None:
         """Progress, most of the time, or another state, none that leads to the end."""
         if self.state is JobState.RUNNING and chance.random() < 0.7:
@@ -59,7 +81,7 @@ class Moved:
     async def end(self, chance: random.Random) -> None:
         if self.state is not JobState.RUNNING:
             await self.become(JobState.RUNNING)
-        while self.state not in ENDED:
+        while self.goes_on:
             await self.become(chance.choice(sorted(TRANSITIONS[self.state] - WALKED, key=str)))
 
 

@@ -30,9 +30,12 @@ async def handler(job: Row, tools: Tools) -> Row:
         await asyncio.sleep(min(0.05, max(0.0, until - time.monotonic())))
 
     async def effect(session: Any) -> None:
-        await data["effects"].insert_one(
-            {"job": job["_id"], "token": job["token"]}, session=session
-        )
+        # An earlier attempt may have come this far and died before it was settled. That two at once
+        # do not both find nothing is what the fence is for.
+        if await data["effects"].find_one({"job": job["_id"]}, session=session) is None:
+            await data["effects"].insert_one(
+                {"job": job["_id"], "token": job["token"]}, session=session
+            )
 
     await tools.database.transaction(effect)
     return {"token": job["token"]}

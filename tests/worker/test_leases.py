@@ -4,6 +4,7 @@ import asyncio
 from typing import Any
 
 import pytest
+from pymongo.errors import PyMongoError
 
 from modelharbor.db.base import Row
 from modelharbor.db.jobs import JobKind
@@ -45,3 +46,25 @@ async def test_a_long_transaction_keeps_its_lease_and_holds_nobody_up(hall: Hall
     assert sorted(started) == ["beside", "long", "quick"]
     assert [(row["token"], row["deaths"]) for row in done] == [(1, 0)] * 3
     assert await hall.database.count("likes", {}) == 2
+
+
+async def test_a_worker_that_died_while_it_claimed_holds_jobs_up_for_a_lease(hall: Hall) -> None:
+    """MongoDB itself would let its transaction stand for a minute."""
+    started: list[Any] = []
+
+    async def handler(job: Row, tools: Tools) -> None:
+        started.append(job["_id"])
+
+    jobs = [await hall.put() for _ in range(6)]
+    async with hall.database.client.start_session() as session:
+        await session.start_transaction()
+        await hall.database.data["jobs"].update_one(
+            {"_id": jobs[0]["_id"]}, {"$inc": {"touched": 1}}, session=session
+        )
+        async with hall.working({JobKind.REINDEX: handler}):
+            for job in reversed(jobs):
+                await hall.reaches(job["_id"], "SUCCEEDED")
+        with pytest.raises(PyMongoError):
+            await session.commit_transaction()
+    assert started[-1] == jobs[0]["_id"]
+    assert len(started) == 6
