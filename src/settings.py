@@ -1,6 +1,7 @@
 """What an operator can set: environment variables `MODELHARBOR_…`, or a `.env` file."""
 
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from pydantic import Field, SecretStr, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -177,6 +178,17 @@ class Settings(BaseSettings):
         pattern="^(text|json)$",
         description="`text` for people, `json` for machines.",
     )
+
+    @field_validator("redis_url")
+    @classmethod
+    def _of_redis(cls, url: str) -> str:
+        if not url.startswith(("redis://", "rediss://", "unix://")):
+            raise ValueError("begins with none of redis://, rediss:// and unix://")
+        try:
+            _ = urlsplit(url).port
+        except ValueError:
+            raise ValueError("its port is no number") from None
+        return url
 
     @field_validator("import_roots")
     @classmethod

@@ -67,6 +67,7 @@ def _arguments() -> argparse.Namespace:
         "--subscribers", type=int, nargs="+", default=[1000, 10_000], help="(1000 10000)"
     )
     parser.add_argument("--seconds", type=int, default=10, help="of progress (10)")
+    parser.add_argument("--pace", type=float, default=5.0, help="changes of the job a second (5)")
     parser.add_argument("--only", choices=["ours", "plain"], help="this server alone")
     parser.add_argument("--data", type=Path, default=FOLDER, help="folder of the engines")
     parser.add_argument(
@@ -92,7 +93,7 @@ async def _run(arguments: argparse.Namespace, files: int) -> bool:
         for count in arguments.subscribers:
             if arguments.only != "plain":
                 print(f"{OURS}: {count:,} subscribers", file=sys.stderr)
-                ours.append(await _measure_ours(data, count, arguments.seconds))
+                ours.append(await _measure_ours(data, count, arguments))
                 yardsticks.append(yardstick())
             if arguments.only != "ours":
                 if 2 * count + SPARE > files:
@@ -101,9 +102,9 @@ async def _run(arguments: argparse.Namespace, files: int) -> bool:
                     )
                     continue
                 print(f"{PLAIN}: {count:,} subscribers", file=sys.stderr)
-                plain.append(await _measure_plain(data, count, arguments.seconds))
+                plain.append(await _measure_plain(data, count, arguments))
                 yardsticks.append(yardstick())
-        about = circumstances(data, arguments.seconds, load, yardsticks)
+        about = circumstances(data, arguments.seconds, arguments.pace, load, yardsticks)
     reached = goals(ours)
     lines = [(OURS, each) for each in ours] + [(PLAIN, each) for each in plain]
     told = [about, table(lines), *notes]
@@ -117,7 +118,7 @@ async def _run(arguments: argparse.Namespace, files: int) -> bool:
     return all(each.is_met for each in reached)
 
 
-async def _measure_ours(data: Filled, count: int, seconds: int) -> Measured:
+async def _measure_ours(data: Filled, count: int, arguments: argparse.Namespace) -> Measured:
     async with connect(data.settings) as database:
         await database.client.drop_database(data.settings.mongo_database)
         await migrate(database)
@@ -125,10 +126,12 @@ async def _measure_ours(data: Filled, count: int, seconds: int) -> Measured:
         _, token = await issue_token(database, user.id, "bench", list(Permission), None)
         async with _our_server(data) as served:
             job = await stored_job(database, user.id)
-            return await measure(served, job, watching.OURS, token, count, seconds)
+            return await measure(
+                served, job, watching.OURS, token, count, arguments.seconds, arguments.pace
+            )
 
 
-async def _measure_plain(data: Filled, count: int, seconds: int) -> Measured:
+async def _measure_plain(data: Filled, count: int, arguments: argparse.Namespace) -> Measured:
     port = free_port()
     async with (
         run_server(
@@ -141,7 +144,9 @@ async def _measure_plain(data: Filled, count: int, seconds: int) -> Measured:
         ) as served,
         published_job(data.settings.redis_url) as job,
     ):
-        return await measure(served, job, watching.PLAIN, None, count, seconds)
+        return await measure(
+            served, job, watching.PLAIN, None, count, arguments.seconds, arguments.pace
+        )
 
 
 @asynccontextmanager

@@ -19,7 +19,6 @@ from .moving import Mover
 from .watching import RATE, Stamp
 
 WARM: Final = 20  # subscribers before those that are measured
-PROGRESS_PER_SECOND: Final = 5
 CHANGES: Final = 10  # of state, after the progress
 BACK: Final = 1000  # subscribers that are cut off and come back
 WAIT_SECONDS: Final = 60.0
@@ -92,8 +91,10 @@ async def measure(
     token: str | None,
     subscribers: int,
     seconds: int,
+    pace: float,
 ) -> Measured:
-    """Everything about one server with so many subscribers. The job is new and ends with it."""
+    """Everything about one server with so many subscribers, `pace` changes a second. The job is new
+    and ends with it."""
     stamps: list[Stamp] = []
     variables: dict[str, Any] = {"id": mover.job}
     if "$rate" in document:
@@ -122,7 +123,7 @@ async def measure(
 
         heard = (await crowd.ask("wait", sequence=0, seconds=0))["delivered"]
         cpu = cpu_seconds(served.pid)
-        await _move(mover, stamps, seconds)
+        await _move(mover, stamps, seconds, pace)
         last = stamps[-1].sequence
         waited = await crowd.ask("wait", sequence=last, seconds=WAIT_SECONDS)
         cpu = cpu_seconds(served.pid) - cpu
@@ -163,13 +164,13 @@ async def measure(
     )
 
 
-async def _move(mover: Mover, stamps: list[Stamp], seconds: int) -> None:
+async def _move(mover: Mover, stamps: list[Stamp], seconds: int, pace: float) -> None:
     """Progress for some seconds, then changes of state, all at the same pace."""
     start = time.monotonic()
-    steps: list[JobState | None] = [None] * (PROGRESS_PER_SECOND * seconds)
+    steps: list[JobState | None] = [None] * round(pace * seconds)
     steps += [JobState.RETRYING, JobState.RUNNING] * (CHANGES // 2)
     for number, state in enumerate(steps):
-        await asyncio.sleep(max(0.0, start + number / PROGRESS_PER_SECOND - time.monotonic()))
+        await asyncio.sleep(max(0.0, start + number / pace - time.monotonic()))
         stamps.append(await (mover.progress() if state is None else mover.become(state)))
 
 

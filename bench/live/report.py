@@ -10,7 +10,7 @@ from typing import Final
 from bench.report import grid, processor
 from bench.serving import Filled
 
-from .measuring import CHANGES, PROGRESS_PER_SECOND, Measured
+from .measuring import CHANGES, Measured
 
 BEGIN: Final = "<!-- live: begin -->"
 END: Final = "<!-- live: end -->"
@@ -106,7 +106,9 @@ def ratios(ours: Sequence[Measured], plain: Sequence[Measured]) -> str:
     return grid(RATIOS, lines)
 
 
-def circumstances(data: Filled, seconds: int, load: float, yardsticks: Sequence[float]) -> str:
+def circumstances(
+    data: Filled, seconds: int, pace: float, load: float, yardsticks: Sequence[float]
+) -> str:
     cores = len(os.sched_getaffinity(0)) + len(data.server_cores)
     alone = ", ".join(map(str, data.server_cores))
     where = (
@@ -116,7 +118,7 @@ def circumstances(data: Filled, seconds: int, load: float, yardsticks: Sequence[
     )
     return (
         f"Measured on {datetime.now(UTC):%Y-%m-%d}: one job, one server process; "
-        f"{PROGRESS_PER_SECOND} changes a second: progress for {seconds} s, then {CHANGES} changes of state. "
+        f"{pace:g} changes a second: progress for {seconds} s, then {CHANGES} changes of state. "
         f"{processor()}, {cores} cores ({where}); "
         f"{'engines of our own' if data.mongo_pid else 'engines elsewhere'}; "
         f"Linux {platform.release().split('-')[0]}, Python {platform.python_version()}, "

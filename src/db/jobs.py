@@ -122,6 +122,8 @@ class JobDocument(BaseDocument):
                 ],
                 name="turns",
             ),
+            # Where most of those that wait do so for their time, the few others are found by this.
+            IndexModel([("state", ASCENDING), ("run_after", ASCENDING)], name="due"),
             IndexModel(
                 [("kind", ASCENDING), ("idempotency_key", ASCENDING)],
                 name="idempotency",

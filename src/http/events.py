@@ -114,10 +114,11 @@ class EventStream(Response):
         ended = asyncio.ensure_future(self.ended.wait())
         try:
             while not gone.done() and not ended.done():
-                await asyncio.wait(
+                done, _ = await asyncio.wait(
                     [gone, ended], timeout=ALIVE_SECONDS, return_when=asyncio.FIRST_COMPLETED
                 )
-                self.outbox.put(b":\n\n", "alive")
+                if not done:
+                    self.outbox.put(b":\n\n", "alive")
             if self.outbox.is_ended and CUT_OFF in scope:
                 scope[CUT_OFF]()
                 await gone  # the server knows then that there is no more to come
@@ -145,27 +146,31 @@ class _Following(EventStream):
 
     async def begin(self, prepared: "Prepared") -> None:
         authorization = self.request.header(b"authorization")
-        self.viewer = await self.viewers.enter(authorization, self.be_told)
+        viewer = self.viewer = await self.viewers.enter(authorization, self.be_told)
         try:
             asked = self.endpoint.asked(self.request, prepared)
-            self.subscription = await self.live.subscribe(asked, self.viewer, self)
+            self.subscription = await self.live.subscribe(asked, viewer, self)
         except BaseException:
-            self.viewers.leave(self.viewer, self.be_told)
+            self.viewers.leave(viewer, self.be_told)
             raise
+        if self.viewer is not viewer:  # rights changed meanwhile
+            self.be_told(self.viewer)
         self.live.shut_down[self.ended.set] = None
+        if self.live.is_closing:
+            self.ended.set()
 
     def fail(self, problems: list[Problem]) -> None:
         super().fail(with_request_id(self.request.scope, problems))
 
     def be_told(self, viewer: Viewer | None) -> None:
         """The token is no longer good, or its rights have changed."""
+        self.viewer = viewer
         if self.subscription is None:
-            return
+            return  # `begin` looks after it
         if viewer is None:
             self.subscription.leave()
             self.fail([problem(Unauthenticated("The token is no longer valid."))])
             return
-        self.viewer = viewer
         self.live.begin(self.renew(self.subscription, viewer))
 
     async def renew(self, subscription: Subscription, viewer: Viewer) -> None:
@@ -178,6 +183,7 @@ class _Following(EventStream):
         self.live.shut_down.pop(self.ended.set, None)
         if self.subscription is not None:
             self.subscription.leave()
+            self.subscription = None  # they hold each other
         if self.viewer is not None:
             self.viewers.leave(self.viewer, self.be_told)
 

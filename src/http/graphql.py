@@ -364,7 +364,8 @@ class GraphQLEndpoint:
     async def document(self, request: "Incoming", parameters: Parameters) -> Document:
         named = named_hash(parameters.document_id, parameters.extensions)
         cache = request.state["cache"]
-        if parameters.query is not None:
+        # Clients of graphql-ws have to send a text: an empty one beside a hash is none.
+        if parameters.query is not None and (parameters.query or named is None):
             if named is not None:
                 check_hash(parameters.query, named)
             found = self.documents.get(parameters.query)

@@ -71,9 +71,11 @@ class Outbox:
             await asyncio.wait([self._sending])
 
     def end(self) -> None:
-        """Nothing more is sent."""
+        """Nothing more is sent, and nobody is held on to: what has ended goes at once, and does not
+        wait for the collector of garbage."""
         self.is_ended = True
         self._waiting.clear()
+        self._send, self._stuck, self._at_once = _nowhere, _nothing, None
         if self._sending is not None and self._sending is not asyncio.current_task():
             self._sending.cancel()
 
@@ -124,8 +126,17 @@ class Outbox:
 
     def _give_up(self) -> None:
         if not self.is_ended:
+            stuck = self._stuck
             self.end()
-            self._stuck()
+            stuck()
+
+
+async def _nowhere(message: bytes) -> None:
+    pass
+
+
+def _nothing() -> None:
+    pass
 
 
 @types.coroutine

@@ -2,8 +2,9 @@
 any length), a way to be rid of clients that take nothing, and a word to open connections before the
 process ends."""
 
+import asyncio
 from http import HTTPStatus
-from typing import Any, Final
+from typing import Any, Final, cast
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
@@ -42,6 +43,10 @@ class BoundedProtocol(HttpToolsProtocol):
     def on_headers_complete(self) -> None:
         super().on_headers_complete()
         self.scope[CUT_OFF] = self.transport.abort  # type: ignore[typeddict-unknown-key]  # ours alone
+
+    def handle_websocket_upgrade(self) -> None:
+        super().handle_websocket_upgrade()
+        self.parser = None  # type: ignore[assignment]  # it has this protocol's methods
 
     def shutdown(self) -> None:
         tell_closing(self.app_state)
@@ -82,7 +87,8 @@ class BoundedProtocol(HttpToolsProtocol):
 
 
 class SocketProtocol(WebSocketsSansIOProtocol):
-    """WebSockets that are told before the process ends, so that they close as clients like it."""
+    """WebSockets that are told before the process ends, so that they close as clients like it, and
+    that go at once when they have ended: no cycle keeps them until garbage is collected."""
 
     def handle_connect(self, event: Request) -> None:
         super().handle_connect(event)
@@ -102,6 +108,15 @@ class SocketProtocol(WebSocketsSansIOProtocol):
             return False
         self.transport.write(head_of_text(len(text)) + text)
         return True
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        super().connection_lost(exc)
+        self.conn.parser.close()
+
+    def on_task_complete(self, task: asyncio.Task[None]) -> None:
+        super().on_task_complete(task)
+        scope = cast(dict[str, Any], self.scope)
+        del scope[CUT_OFF], scope[WRITE_TEXT]
 
     def cut_off(self, code: int, reason: str) -> None:
         self.queue.put_nowait({"type": "websocket.disconnect", "code": code, "reason": reason})

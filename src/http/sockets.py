@@ -258,9 +258,14 @@ class Socket:
             prepared = await self.endpoint.prepare(self.request, read_parameters(payload))
             if prepared.operation.kind is OperationType.SUBSCRIPTION:
                 asked = self.endpoint.asked(self.request, prepared)
-                running.subscription = await self.live.subscribe(asked, self.viewer, running)
-                if running.id not in self.running or self.running[running.id] is not running:
-                    running.subscription.leave()
+                viewer = self.viewer
+                subscription = await self.live.subscribe(asked, viewer, running)
+                if self.running.get(running.id) is running:
+                    running.subscription = subscription
+                    if self.viewer is not viewer:  # rights changed meanwhile
+                        await self.live.renew(subscription, self.viewer)
+                else:
+                    subscription.leave()
             else:
                 with operation_scope(prepared.operation.kind.value, prepared.operation.name):
                     answer, cost = await self.endpoint.execute(self.request, prepared, self.viewer)
@@ -291,14 +296,15 @@ class Socket:
         if self.running.get(running.id) is not running:
             return False
         del self.running[running.id]
+        running.subscription = None  # they hold each other
         return True
 
     def stop(self, running: Running) -> None:
-        self.forget(running)
         if running.task is not None:
             running.task.cancel()
         if running.subscription is not None:
             running.subscription.leave()
+        self.forget(running)
 
     def be_told(self, viewer: Viewer | None) -> None:
         """The token is no longer good, or its rights have changed."""

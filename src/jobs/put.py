@@ -19,7 +19,7 @@ from modelharbor.db.connection import Database
 from modelharbor.db.jobs import WAITING, JobDocument, JobKind, JobState
 from modelharbor.db.tokens import Permission
 
-from .states import CLAIMABLE, tell
+from .states import CLAIMABLE, change_state, tell
 
 
 async def put_job(
@@ -73,6 +73,43 @@ async def put_job(
     stored: Row = get_dict(row, to_db=True)
     await tell(session, stored)
     return stored
+
+
+async def put_again(
+    database: Database,
+    session: AsyncClientSession,
+    job: Row,
+    *,
+    actor_id: ObjectId | None = None,
+    comment: str | None = None,
+) -> Row:
+    """QUEUED, with all its attempts to come, from the beginning: a job that FAILED, is DEAD or was
+    CANCELLED, as this transaction has read it."""
+    turn = await next_turn(
+        database, session, JobKind(job["kind"]), job["created_by_id"], job["priority"]
+    )
+    progress = {"current": 0, "total": None, "rate": None, "message": None}
+    fresh: Row = {
+        **dict.fromkeys(("error", "result", "checkpoint", "started_at")),
+        **dict.fromkeys(("attempt", "deaths"), 0),
+        **{f"progress.{name}": value for name, value in progress.items()},
+        "steps": [],
+        "awaits_children": False,
+        "turn": turn,
+        "run_after": "$$NOW",
+        "comment": {"$literal": comment},
+    }
+    row = await change_state(
+        database,
+        session,
+        {"_id": job["_id"], "state": job["state"]},
+        JobState.QUEUED,
+        [{"$set": fresh}],
+        actor_id=actor_id,
+        comment=comment,
+    )
+    assert row is not None  # read in this transaction: another's write in between starts it anew
+    return row
 
 
 async def next_turn(

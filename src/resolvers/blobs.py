@@ -203,7 +203,8 @@ class Claim:
 async def claim_unused(
     database: Database, session: AsyncClientSession, before: datetime, most: int
 ) -> Claim:
-    """Mark contents that can be removed as being removed."""
+    """Mark contents that can be removed as being removed. What cannot be undone does not hang on a
+    counter: those that files have all the same are counted anew, and stay."""
     claim = Claim([], utc_now(), time.monotonic() + REMOVE_SECONDS)
     rows = (
         await database.data["blobs"]
@@ -217,6 +218,18 @@ async def claim_unused(
         .max_time_ms(database.query_timeout_ms)
         .to_list()
     )
+    used = await _uses(database, session, [row["sha256"] for row in rows])
+    if used:
+        log.error("storage.miscounted sha256=%s", sorted(used))
+        await database.data["blobs"].bulk_write(
+            [
+                UpdateOne({"sha256": digest}, {"$set": {"references": count, "deleting_at": None}})
+                for digest, count in used.items()
+            ],
+            session=session,
+        )
+        # Looked for anew: those after them may be garbage.
+        return await claim_unused(database, session, before, most)
     if rows:
         await database.data["blobs"].update_many(
             {"_id": {"$in": [row["_id"] for row in rows]}},
@@ -224,6 +237,21 @@ async def claim_unused(
             session=session,
         )
     return Claim(rows, claim.marked_at, claim.until)
+
+
+async def _uses(
+    database: Database, session: AsyncClientSession, digests: Sequence[str]
+) -> dict[str, int]:
+    """How many files have these contents; only of those that some have."""
+    cursor = await database.data["files"].aggregate(
+        [
+            {"$match": {"sha256": {"$in": list(digests)}}},
+            {"$group": {"_id": "$sha256", "count": {"$sum": 1}}},
+        ],
+        session=session,
+        maxTimeMS=database.query_timeout_ms,
+    )
+    return {row["_id"]: row["count"] async for row in cursor}
 
 
 async def remove_contents(storage: BlobStore, claim: Claim) -> list[Row]:

@@ -9,8 +9,9 @@ from dataclasses import dataclass, field
 from enum import Enum
 from functools import partial
 from hashlib import sha256
+from io import RawIOBase
 from itertools import islice
-from pathlib import Path, PurePosixPath
+from pathlib import Path, PurePath, PurePosixPath
 from typing import Final
 
 from bson import ObjectId
@@ -76,9 +77,11 @@ class ImportResult:
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """A file of the folder; `real` is where its contents are, when a link leads there."""
+    """A file of the folder; `real` is where its contents are, when a link leads there: below `base`,
+    by no link."""
 
     path: str
+    base: Path
     real: Path
     size_bytes: int
 
@@ -214,7 +217,13 @@ def valid_folder(folder: str) -> str:
     path = PurePosixPath(folder)
     if path.is_absolute() or ".." in path.parts or not path.parts:
         raise bad("The path must lead below the source: relative, and without '..'.", "folder")
+    if _is_hidden(path):
+        raise bad("Hidden folders are not imported.", "folder")
     return str(path)
+
+
+def _is_hidden(path: PurePath) -> bool:
+    return any(part.startswith(".") for part in path.parts)
 
 
 def allowed_folder(settings: Settings, source: str, folder: str) -> tuple[Path, Path]:
@@ -233,7 +242,7 @@ def allowed_folder(settings: Settings, source: str, folder: str) -> tuple[Path, 
         raise missing from None
     if not real.is_relative_to(root):
         raise bad("The folder is a link that leads out.", "folder")
-    if not real.is_dir():
+    if not real.is_dir() or _is_hidden(real.relative_to(root)):
         raise missing
     return root, real
 
@@ -253,6 +262,7 @@ def walk(folder: Path, within: Path | None = None) -> list[Found]:
         root = folder.resolve(strict=True)
         if within is not None and not root.is_relative_to(within):
             raise bad("The folder is a link that leads out.", "folder")
+        base = root if within is None else within
         waiting = [root]
         found: list[Found] = []
         while waiting:
@@ -263,7 +273,7 @@ def walk(folder: Path, within: Path | None = None) -> list[Found]:
                     if entry.is_dir(follow_symlinks=False):
                         waiting.append(Path(entry.path))
                         continue
-                    found.append(_file(root, Path(entry.path), tell=within is None))
+                    found.append(_file(base, root, Path(entry.path), tell=within is None))
                     if len(found) > MAX_FILES:
                         raise bad(f"The folder has over {MAX_FILES:,} files: split it.", "folder")
     except (OSError, ValueError) as error:
@@ -278,7 +288,7 @@ def _reason(error: Exception) -> str:
     return (isinstance(error, OSError) and error.strerror) or type(error).__name__
 
 
-def _file(root: Path, at: Path, *, tell: bool) -> Found:
+def _file(base: Path, root: Path, at: Path, *, tell: bool) -> Found:
     path = at.relative_to(root).as_posix()
     shown = _plainly(path)
     if not path.isprintable() or "\\" in path:
@@ -301,20 +311,43 @@ def _file(root: Path, at: Path, *, tell: bool) -> Found:
         raise bad(f"{shown} is a link to a folder: put the folder in its place.", "folder")
     if not stat.S_ISREG(status.st_mode):
         raise bad(f"{shown} is neither a file nor a folder: remove it.", "folder")
-    return Found(path, real, status.st_size)
+    return Found(path, base, real, status.st_size)
 
 
 def _plainly(text: str) -> str:
     return text.encode("utf-8", "backslashreplace").decode()
 
 
+FOLDER: Final = (
+    getattr(os, "O_PATH", os.O_RDONLY) | os.O_DIRECTORY | os.O_CLOEXEC
+)  # to go through, not to be read
+
+
 def _open(file: Found) -> int:
-    """A descriptor. What became a link or a pipe since the walk is not followed, nor waited for."""
-    descriptor = os.open(file.real, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    """A descriptor. What became a link or a pipe since the walk, at any level below its base, is not
+    followed, nor waited for. Refused (BAD_INPUT, `folder`), by its path in the folder alone."""
+    *above, name = file.real.relative_to(file.base).parts
+    try:
+        at = os.open(file.base, FOLDER)
+        try:
+            for part in above:
+                below = os.open(part, FOLDER | os.O_NOFOLLOW, dir_fd=at)
+                os.close(at)
+                at = below
+            flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+            descriptor = os.open(name, flags, dir_fd=at)
+        finally:
+            os.close(at)
+    except OSError as error:
+        raise _unreadable(file, error) from None
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)
-        raise OSError(f"{file.path} is no longer a file")
+        raise bad(f"{file.path} is no longer a file.", "folder")
     return descriptor
+
+
+def _unreadable(file: Found, error: OSError) -> Refused:
+    return bad(f"{file.path} cannot be read: {_reason(error)}.", "folder")
 
 
 async def _hashed(
@@ -336,16 +369,13 @@ Part = tuple[str, int, FileEntry | None]
 
 def _step(parts: Iterator[Part]) -> list[Part]:
     """What one visit to a thread does: a few megabytes, or some files that are small."""
-    try:
-        taken: list[Part] = []
-        count = 0
-        for part in islice(parts, FILES_PER_STEP):
-            taken.append(part)
-            count += part[1]
-            if count >= PART:
-                break
-    except OSError as error:
-        raise bad(f"A file cannot be read: {_plainly(str(error))}.", "folder") from None
+    taken: list[Part] = []
+    count = 0
+    for part in islice(parts, FILES_PER_STEP):
+        taken.append(part)
+        count += part[1]
+        if count >= PART:
+            break
     return taken
 
 
@@ -354,7 +384,7 @@ def _parts(found: Sequence[Found]) -> Generator[Part, None, None]:
     for file in found:
         digest, size, head = sha256(), 0, b""
         with open(_open(file), "rb", buffering=0) as source:
-            while part := source.read(PART):
+            while part := _read(file, source):
                 digest.update(part)
                 size += len(part)
                 if len(head) < HEAD_BYTES:
@@ -365,14 +395,22 @@ def _parts(found: Sequence[Found]) -> Generator[Part, None, None]:
         yield file.path, 0, FileEntry(file.path, size, digest.hexdigest(), role, format)
 
 
+def _read(file: Found, source: RawIOBase) -> bytes:
+    try:
+        return source.read(PART) or b""
+    except OSError as error:
+        raise _unreadable(file, error) from None
+
+
 def _readme(found: Sequence[Found], max_card_bytes: int) -> Readme:
     """The card of a folder. One that cannot be used does not keep its model out. Blocks."""
     readme = Readme()
     named = [file for file in found if file.path.lower() == "readme.md"]
     if not named:
         return readme
+    descriptor = _open(named[0])
     try:
-        with open(_open(named[0]), "rb") as source:
+        with open(descriptor, "rb") as source:
             text = source.read(max_card_bytes + 1).decode("utf-8-sig")
         markdown = valid_card(text, max_card_bytes, "cardMarkdown")
         if markdown is None:
@@ -389,7 +427,7 @@ def _readme(found: Sequence[Found], max_card_bytes: int) -> Readme:
     except Refused as refused:
         readme.notes.append(f"{named[0].path}: {refused.message} It became no card.")
     except OSError as error:
-        raise bad(f"A file cannot be read: {_plainly(str(error))}.", "folder") from None
+        raise _unreadable(named[0], error) from None
     return readme
 
 

@@ -13,7 +13,7 @@ from modelharbor.db.connection import Database
 from modelharbor.db.jobs import ENDED, WAITING, JobKind, JobState
 from modelharbor.db.tokens import Permission
 from modelharbor.errors import ErrorCode, Refused
-from modelharbor.jobs.put import next_turn, put_job
+from modelharbor.jobs.put import put_again, put_job
 from modelharbor.jobs.states import change_state
 from modelharbor.settings import Settings
 
@@ -246,31 +246,14 @@ async def retry_job(
         job = await _job_for(database, session, viewer, job_id)
         if JobState(job["state"]) not in ENDED - {JobState.SUCCEEDED}:
             raise _impossible(job, "retried")
-        turn = await next_turn(
-            database, session, JobKind(job["kind"]), job["created_by_id"], job["priority"]
-        )
-        progress = {"current": 0, "total": None, "rate": None, "message": None}
-        fresh: Row = {
-            **dict.fromkeys(("error", "result", "checkpoint", "started_at")),
-            **dict.fromkeys(("attempt", "deaths"), 0),
-            **{f"progress.{name}": value for name, value in progress.items()},
-            "steps": [],
-            "awaits_children": False,
-            "turn": turn,
-            "run_after": "$$NOW",
-            "comment": {"$literal": comment},
-        }
-        row = await change_state(
-            database,
-            session,
-            {"_id": job_id},
-            JobState.QUEUED,
-            [{"$set": fresh}],
-            actor_id=actor_id,
-            comment=comment,
-        )
-        assert row is not None  # as in `_cancel`
-        return row
+        if job["open_children"]:
+            # What is still going on below belongs to what was cancelled, and would be taken for new.
+            raise Refused(
+                ErrorCode.INVALID_TRANSITION,
+                "Jobs below it have not ended: cancel them, or wait until they have.",
+                "id",
+            )
+        return await put_again(database, session, job, actor_id=actor_id, comment=comment)
 
     return await database.transaction(work)
 

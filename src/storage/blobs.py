@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import os
+import stat
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
 from hashlib import sha256
@@ -27,7 +28,7 @@ READ_AT_ONCE: Final = 256 * 1024  # bytes that a download takes from the store a
 class ContentChanged(Exception):
     """A file no longer has the contents that were announced; nothing was stored."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path | str) -> None:
         super().__init__(f"{path} changed while it was read.")
 
 
@@ -140,16 +141,29 @@ def _key(digest: str) -> str:
     return f"sha256/{digest[:2]}/{digest[2:4]}/{digest}"
 
 
+def _open(path: Path) -> BinaryIO:
+    """ContentChanged where there is a pipe or a device by now: who reads one may wait for ever."""
+    return open(path, "rb", opener=_regular)
+
+
+def _regular(path: str, flags: int) -> int:
+    descriptor = os.open(path, flags | os.O_NONBLOCK)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise ContentChanged(path)
+    return descriptor
+
+
 def _read_small(path: Path) -> bytes | None:
     """The contents of a file that is small enough to be put in one go, as thousands in a folder are."""
-    with path.open("rb") as source:
+    with _open(path) as source:
         contents = source.read(SMALL + 1)
     return contents if len(contents) <= SMALL else None
 
 
 async def _opened(path: Path) -> BinaryIO:
     """Who is cancelled meanwhile leaves nothing open: the thread goes on to its end."""
-    opening = asyncio.ensure_future(asyncio.to_thread(path.open, "rb"))
+    opening = asyncio.ensure_future(asyncio.to_thread(_open, path))
     try:
         return await asyncio.shield(opening)
     except asyncio.CancelledError:

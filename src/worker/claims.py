@@ -1,6 +1,7 @@
 """Who has which job, by leases: all of it decided by MongoDB, by its clock."""
 
 import random
+import time
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Final, TypeAlias
@@ -23,6 +24,9 @@ MOST_DEATHS: Final = 3
 SPARE: Final = 16  # candidates more than needed: some are of kinds that get no more places
 MOST_EXPIRED: Final = 100  # looked at in one round
 CLAIM_SECONDS: Final = 2.0
+WATCHED: Final = (
+    0.2  # of a lease: for so long a transaction is seen to do nothing before it is ended
+)
 EXPIRE_SECONDS: Final = 1.0  # for one of them, when others want it too
 WORKER_DIED: Final = "WORKER_DIED"
 STATES_HELD: Final = {"$in": [state.value for state in HELD]}
@@ -215,23 +219,47 @@ async def strays(database: Database, worker: str, own: Collection[Claim]) -> lis
     return [row for row in rows if claim_of(row) not in own]
 
 
-async def end_idle_transactions(database: Database, seconds: float) -> int:
-    """Ends transactions in which nothing was done for so long; how many. MongoDB lets those of a
-    process that was killed stand for a minute, and nobody can claim the jobs that they hold."""
-    found = await database.client.admin.aggregate(
-        [
-            {"$currentOp": {"idleSessions": True}},
-            {
-                "$match": {
-                    "appName": APP_NAME,
-                    "transaction.timeInactiveMicros": {"$gt": int(seconds * 1_000_000)},
-                }
-            },
-            {"$project": {"lsid.id": 1}},
-        ],
-        maxTimeMS=database.query_timeout_ms,
-    )
-    sessions = [{"id": row["lsid"]["id"]} for row in await found.to_list()]
-    if sessions:
-        await database.client.admin.command("killSessions", sessions)
-    return len(sessions)
+class IdleTransactions:
+    """Ends transactions in which nothing was done for a lease. MongoDB lets those of a process that
+    was killed stand for a minute, and nobody can claim the jobs that they hold.
+
+    MongoDB tells only how long they were idle in all, which a long one that is at work comes to as
+    well: so what they have done must stay the same while we watch.
+    """
+
+    def __init__(self, lease_seconds: float) -> None:
+        self._lease_seconds = lease_seconds
+        self.watched: dict[tuple[bytes, int], tuple[int, float]] = {}
+        """By session and number: microseconds at work, and since when it is no more."""
+
+    async def end_some(self, database: Database) -> int:
+        """How many. Those that may have to go next time are `watched`."""
+        found = await database.client.admin.aggregate(
+            [
+                {"$currentOp": {"idleSessions": True}},
+                {
+                    "$match": {
+                        "type": "idleSession",
+                        "appName": APP_NAME,
+                        "transaction.timeInactiveMicros": {"$gt": int(self._lease_seconds * 1e6)},
+                    }
+                },
+                {"$project": {"lsid.id": 1, "transaction": 1}},
+            ],
+            maxTimeMS=database.query_timeout_ms,
+        )
+        now, before, self.watched = time.monotonic(), self.watched, {}
+        sessions = []
+        for row in await found.to_list():
+            did, session_id = row["transaction"], row["lsid"]["id"]
+            key = bytes(session_id), did["parameters"]["txnNumber"]
+            active, since = before.get(key, (None, now))
+            if active != did["timeActiveMicros"]:
+                since = now
+            if now - since >= self._lease_seconds * WATCHED:
+                sessions.append({"id": session_id})
+            else:
+                self.watched[key] = did["timeActiveMicros"], since
+        if sessions:
+            await database.client.admin.command("killSessions", sessions)
+        return len(sessions)

@@ -6,6 +6,7 @@ import random
 from dataclasses import dataclass, field
 from typing import Final
 
+import bson
 from pymongo.asynchronous.client_session import AsyncClientSession
 
 from modelharbor.db.base import Row
@@ -24,6 +25,7 @@ from .reports import Reports, literal
 log = logging.getLogger(__name__)
 FIRST_BACKOFF_SECONDS: Final = 1.0
 LONGEST_BACKOFF_SECONDS: Final = 300.0
+MOST_RESULT_BYTES: Final = 256 * 1024
 INTERNAL: Final = "INTERNAL"
 MASKED: Final = "Something unexpected went wrong; the log of the worker tells it whole."
 PASSING: Final = (Unavailable, Timeout, RateLimited)  # the same attempt may succeed later
@@ -42,7 +44,15 @@ HANDED_BACK: Final = Outcome(JobState.QUEUED, stages=UNCOUNTED)
 CANCELLED: Final = Outcome(JobState.CANCELLED)
 
 
-def succeeded(result: Row | None) -> Outcome:
+def succeeded(result: Row | None, job: Row) -> Outcome:
+    """Or failed, where the result cannot be stored or is too large: events carry it, and one beyond
+    16 MB would stop all who follow them."""
+    try:
+        size = 0 if result is None else len(bson.encode(result))
+        if size > MOST_RESULT_BYTES:
+            raise ValueError(f"the result has {size} bytes, over {MOST_RESULT_BYTES}")
+    except Exception as error:
+        return _failed(*unexpected(error, job), None)
     return Outcome(JobState.SUCCEEDED, {"result": result, "error": None})
 
 

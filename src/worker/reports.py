@@ -149,14 +149,22 @@ class Reports:
         lines = list(self._lines)
         if not lines:
             return
+        if session is not None:
+            # Some may be stored, by a write whose answer was lost: a transaction survives no such error.
+            there = await self._database.data["job_logs"].distinct(
+                "_id", {"_id": {"$in": [line.id for line in lines]}}, session=session
+            )
+            lines = [line for line in lines if line.id not in set(there)]
+            if lines:
+                await JobLogDocument.insert_many(lines, session=session)
+            return
         try:
-            await JobLogDocument.insert_many(lines, session=session, ordered=session is not None)
+            await JobLogDocument.insert_many(lines, ordered=False)
         except BulkWriteError as error:
             # An answer that was lost, and the lines are there: then this is all there is to tell.
-            if session or any(e["code"] != DUPLICATE_KEY for e in error.details["writeErrors"]):
+            if any(e["code"] != DUPLICATE_KEY for e in error.details["writeErrors"]):
                 raise
-        if session is None:
-            self._lines = self._lines[len(lines) :]
+        self._lines = self._lines[len(lines) :]
 
     async def write(self) -> None:
         """Now, all that was noted. Finds out whether the job was cancelled or lost."""

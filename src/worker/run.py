@@ -34,10 +34,10 @@ from modelharbor.storage.blobs import open_storage
 
 from .claims import (
     Claim,
+    IdleTransactions,
     Places,
     claim,
     claim_of,
-    end_idle_transactions,
     expire,
     held_states,
     renew,
@@ -145,6 +145,7 @@ class Worker:
         self._waking, self._clock = waking, clock
         self._held: dict[Claim, Held] = {}
         self._is_blocked = False  # jobs are held by a transaction of somebody else
+        self._idle = IdleTransactions(shared.settings.lease_seconds)
         self._is_unsure = False  # a claim failed: we may have more than we know
 
     async def run(self, stop: asyncio.Event) -> None:
@@ -205,9 +206,8 @@ class Worker:
                     self._waking.tell()
             if self._is_blocked:
                 async with self._forgiving("unblock"):
-                    lease = self._settings.lease_seconds
-                    ended_count = await end_idle_transactions(self._database, lease)
-                    self._is_blocked = False
+                    ended_count = await self._idle.end_some(self._database)
+                    self._is_blocked = bool(self._idle.watched)
                     if ended_count:
                         log_event(log, logging.WARNING, "worker.unblocked", ended=ended_count)
                         self._waking.tell()
@@ -295,7 +295,7 @@ class Worker:
         if reports.is_lost or isinstance(error, LeaseLost):
             return None
         if error is None:
-            return succeeded(handler.result())
+            return succeeded(handler.result(), held.job)
         if reports.is_cancelled:
             return CANCELLED
         if held.is_handed_back:

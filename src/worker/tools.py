@@ -18,7 +18,7 @@ from modelharbor.db.base import Row
 from modelharbor.db.connection import Database
 from modelharbor.db.jobs import ENDED, JobKind, JobState, Level
 from modelharbor.errors import ErrorCode, Refused
-from modelharbor.jobs.put import put_job
+from modelharbor.jobs.put import put_again, put_job
 from modelharbor.jobs.waking import wake
 from modelharbor.settings import Settings
 from modelharbor.storage.blobs import BlobStore
@@ -121,11 +121,24 @@ class Tools:
         priority: int | None = None,
         max_attempts: int = 5,
     ) -> Row:
-        """Another job, for the same person. The same `key` again gives the same child again."""
+        """Another job, for the same person. The same `key` again gives the same child again, queued
+        anew where it did not succeed before this job was retried. None is put once the job was
+        cancelled: JobCancelled then."""
         job = self.job
 
         async def work(session: AsyncClientSession) -> Row:
-            return await put_job(
+            # The fence has touched the job: who cancels it comes before, or after all of this and
+            # then finds the child.
+            parent = await self.database.data["jobs"].find_one(
+                {"_id": job["_id"]},
+                {"state": 1},
+                session=session,
+                max_time_ms=self.database.query_timeout_ms,
+            )
+            if parent is None or parent["state"] != JobState.RUNNING.value:
+                self._reports.cancel()
+                raise JobCancelled
+            child = await put_job(
                 self.database,
                 session,
                 kind=kind,
@@ -139,6 +152,12 @@ class Tools:
                 priority=job["priority"] if priority is None else priority,
                 max_attempts=max_attempts,
             )
+            if (
+                JobState(child["state"]) in ENDED - {JobState.SUCCEEDED}
+                and child["finished_at"] <= job["started_at"]
+            ):
+                return await put_again(self.database, session, child)
+            return child
 
         child = await self.database.transaction(work)
         await wake(self.cache)

@@ -2,18 +2,16 @@
 
 import json
 import subprocess
-from pathlib import Path
 
 from modelharbor.settings import Settings
+from tests.conformance.driving import HERE, install
 from tests.http.processes import served
 
-HERE = Path(__file__).parent
 AUDITS = 61  # of graphql-http 1.23
 
 
 def test_every_audit_passes(settings: Settings) -> None:
-    if not (HERE / "node_modules" / "graphql-http").is_dir():
-        subprocess.run(["npm", "ci", "--no-audit", "--no-fund"], cwd=HERE, check=True, timeout=300)
+    install()
     with served(settings) as url:
         told = subprocess.run(
             ["node", "audit.js", f"{url}/graphql"],

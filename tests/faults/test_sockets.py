@@ -26,8 +26,10 @@ GUARD_SECONDS = 600.0
 async def test_sockets_are_cut_and_come_back(
     settings: Settings, monkeypatch: pytest.MonkeyPatch, remembers: bool
 ) -> None:
-    """`remembers`: the server has what was missed in memory, most of the time."""
+    """`remembers`: the server has what was missed in memory, most of the time. Where it has not, others
+    also come and go between any two who are told."""
     if not remembers:
+        monkeypatch.setattr(live, "AT_ONCE", 1)
         monkeypatch.setattr(live, "KEPT", 1)
         monkeypatch.setattr(live, "LINGER_SECONDS", 0.01)
         monkeypatch.setattr(reader, "RECENT_ROWS", 3)

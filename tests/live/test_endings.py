@@ -157,6 +157,62 @@ async def test_a_membership_that_is_taken_ends_what_it_showed(served: Served) ->
         assert await client.is_silent()
 
 
+async def test_rights_that_are_taken_while_it_begins_count_too(
+    served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    organization = await insert_actor("acme", ActorKind.ORGANIZATION)
+    member = await insert_actor("grace")
+    tokens = [
+        await issue_token(served.database, member.id, name, list(Permission), None)
+        for name in ("kept", "revoked")
+    ]
+    (_, kept), (_, revoked) = tokens
+    memberships = served.database.data["memberships"]
+    await memberships.insert_one(
+        {"organization_id": organization.id, "user_id": member.id, "role": "VIEWER"}
+    )
+    job = await served.put(principals=job_principals(organization.id), created_by_id=None)
+    viewers = served.server.lifespan.state["viewers"]
+    begun = served.live.subscribe
+    waiting, taken = 0, asyncio.Event()
+
+    async def slow(*args: Any) -> Any:
+        nonlocal waiting
+        found = await begun(*args)
+        waiting += 1
+        await taken.wait()
+        return found
+
+    monkeypatch.setattr(served.live, "subscribe", slow)
+    async with (
+        open_client(served.ws, kept) as client,
+        open_client(served.ws, revoked) as other,
+    ):
+        for each in (client, other):
+            await each.subscribe("1", WATCH, id=id_of(job))
+            assert state(await each.next()) == "QUEUED"
+
+        async def stream(token: str, code: str) -> None:
+            async with open_stream(served.http, WATCH, token, id=id_of(job)) as stream:
+                assert state(await stream.next()) == "QUEUED"
+                await fails(stream, code)
+
+        async with asyncio.TaskGroup() as group:
+            group.create_task(stream(kept, "NOT_FOUND"))
+            group.create_task(stream(revoked, "UNAUTHENTICATED"))
+            await until(lambda: waiting == 4)
+            await memberships.delete_one({"user_id": member.id})
+            await revoke(served, revoked)
+            await viewers.look()
+            taken.set()
+        message = await client.receive()
+        assert (message["type"], message["id"]) == ("error", "1")
+        assert message["payload"][0]["extensions"]["code"] == "NOT_FOUND"
+        await ends_unauthenticated(other, "1")
+        assert (await other.close_code())[0] == 4403
+    assert members(served) == 0
+
+
 async def test_rights_that_change_otherwise_change_nothing_for_who_may_still_watch(
     served: Served,
 ) -> None:
@@ -338,7 +394,8 @@ async def test_10000_subscribes_on_one_socket_harm_nobody(served: Served) -> Non
                 await flood.subscribe(str(number), WATCH, id=id_of(job))
 
         sending = asyncio.create_task(send())
-        refused, told = 0, set()
+        told: set[str] = set()
+        refused = 0
         while refused + len(told) < 10_000:
             message = await flood.receive()
             if message["type"] == "next":

@@ -76,7 +76,8 @@ async def test_it_must_begin_with_an_initialisation_in_time(served: Served) -> N
             await client.send(type="connection_init", payload={"Authorization": f"Bearer {token}"})
             code, reason = await client.close_code()
             assert (code, reason[:22]) == (4403, "The token is not valid"), token
-    for payload in ([], "token", 7, True):
+    payloads: tuple[object, ...] = ([], "token", 7, True)
+    for payload in payloads:
         async with open_client(served.ws, init=False) as client:
             await client.send(type="connection_init", payload=payload)
             reason = "`payload` of connection_init takes an object"
@@ -95,8 +96,7 @@ async def test_the_token_comes_in_the_payload_or_in_the_handshake(served: Served
             await client.send(type="connection_init", payload=payload)
             assert await client.receive() == {"type": "connection_ack"}
             assert await answer(client, "1", who) == {"data": {"viewer": {"login": "ada"}}}
-    handshake = {"additional_headers": {"authorization": bearer}}
-    async with open_client(served.ws, **handshake) as client:
+    async with open_client(served.ws, additional_headers={"authorization": bearer}) as client:
         assert await answer(client, "1", who) == {"data": {"viewer": {"login": "ada"}}}
     async with open_client(served.ws) as client:
         assert await answer(client, "1", who) == {"data": {"viewer": None}}
@@ -280,6 +280,9 @@ async def test_documents_are_named_by_their_hash(served: Served) -> None:
         by_id = {"documentId": f"sha256:{digest}", "variables": variables}
         await client.send(**subscribe("4", by_id))
         await client.next("4")
+        # graphql-ws, the client, has to send a text.
+        await client.send(**subscribe("6", {**by_id, "query": ""}))
+        await client.next("6")
         wrong = {"query": "{ __typename }", "extensions": named}
         await client.send(**subscribe("5", wrong))
         assert (await failure(client, "5"))[0] == "BAD_REQUEST"

@@ -3,17 +3,18 @@
 from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from functools import partial
 from typing import Final
 
 from bson import ObjectId, Timestamp
 from pymongo.asynchronous.client_session import AsyncClientSession
+from pymongo.errors import ExecutionTimeout
 
 from modelharbor.db.base import Row, utc_now
 from modelharbor.db.connection import Database
 from modelharbor.db.events import Stream
-from modelharbor.db.jobs import ENDED
+from modelharbor.db.jobs import ENDED, LEAST_ID
 from modelharbor.db.models import ModelState
 from modelharbor.events.position import position_of
 from modelharbor.resolvers.blobs import (
@@ -33,6 +34,7 @@ TOKEN_DAYS: Final = 30.0  # that a token is listed after it was revoked or has e
 ROWS_AT_ONCE: Final = 500  # removed in one transaction
 BLOBS_AT_ONCE: Final = 100  # so that an import that meets one of them waits for seconds at most
 JOBS_AT_ONCE: Final = 50
+JOBS_COUNTED_AT_ONCE: Final = 5000  # whose children are looked for in one read
 LINES_AT_ONCE: Final = 5000  # of logs
 COUNTED: Final = ("blobs", "bytes", "tokens", "idempotencyKeys", "jobs", "events", "models")
 
@@ -52,11 +54,13 @@ class Limits:
 async def collect_garbage(job: Row, tools: Tools) -> Row:
     """Input: {dry_run}. Result: rows that went, or would; `bytes` of contents."""
     limits = _limits(tools.settings, utc_now())
-    counts = await _count(tools.database, limits)
     if job["input"].get("dry_run"):
-        return {"dryRun": True, **counts}
+        return {"dryRun": True, **await _count(tools.database, limits)}
     done = Checkpoint(tools, dict.fromkeys(COUNTED, 0))
-    total = _rows(done.values) + _rows(counts)
+    try:
+        total = _rows(done.values) + _rows(await _count(tools.database, limits))
+    except ExecutionTimeout:
+        total = None  # so much garbage that it cannot be counted: the more it has to go
     collecting = _Collecting(tools, done, limits, total)
     for name, collect in collecting.steps.items():
         async with tools.step(name):
@@ -109,9 +113,11 @@ def _models(limits: Limits) -> Row:
 
 
 def _jobs(limits: Limits) -> list[Row]:
-    """Stages that find jobs that ended long ago, and have no children that did not."""
+    """Stages that find jobs that ended long ago, and have no children that did not, and no parent
+    that is still to read what came of them."""
+    ended = {"$in": sorted(state.value for state in ENDED)}
     old = {
-        "state": {"$in": sorted(state.value for state in ENDED)},
+        "state": ended,
         "finished_at": {"$type": "date", "$lt": limits.jobs},
     }
     return [
@@ -122,14 +128,26 @@ def _jobs(limits: Limits) -> list[Row]:
                 "localField": "_id",
                 "foreignField": "parent_id",
                 "pipeline": [
-                    {"$match": {"parent_id": {"$type": "objectId"}, "$nor": [old]}},
+                    {"$match": {"parent_id": {"$gt": LEAST_ID}, "$nor": [old]}},
                     {"$limit": 1},
                     {"$project": {"_id": 1}},
                 ],
                 "as": "younger",
             }
         },
-        {"$match": {"younger": []}},
+        {
+            "$lookup": {
+                "from": "jobs",
+                "localField": "parent_id",
+                "foreignField": "_id",
+                "pipeline": [
+                    {"$match": {"state": {"$nin": ended["$in"]}}},
+                    {"$project": {"_id": 1}},
+                ],
+                "as": "waiting",
+            }
+        },
+        {"$match": {"younger": [], "waiting": []}},
     ]
 
 
@@ -147,23 +165,50 @@ async def _count(database: Database, limits: Limits) -> Row:
             },
         ],
     ) or [{"rows": 0, "bytes": 0}]
-    jobs = await database.aggregate("jobs", [*_jobs(limits), {"$count": "rows"}])
     return {
         "blobs": blobs["rows"],
         "bytes": blobs["bytes"],
         "tokens": await database.count("tokens", _tokens(limits)),
         "idempotencyKeys": await database.count("idempotency", _keys(limits)),
-        "jobs": jobs[0]["rows"] if jobs else 0,
+        "jobs": await _count_jobs(database, limits),
         "events": await database.count("events", _events(limits)),
         "models": await database.count("models", _models(limits)),
     }
+
+
+async def _count_jobs(database: Database, limits: Limits) -> int:
+    """Some at a time: looking for the children of all of them takes longer than a read may."""
+    found, after = 0, datetime.fromtimestamp(0, UTC)
+    match, *stages = _jobs(limits)
+    while True:
+        # Up to a time, so that those that ended in the same millisecond are counted together.
+        ends = await database.aggregate(
+            "jobs",
+            [
+                {"$match": {**match["$match"], "finished_at": _between(after, limits.jobs)}},
+                {"$sort": {"finished_at": 1}},
+                {"$limit": JOBS_COUNTED_AT_ONCE},
+                {"$group": {"_id": None, "last": {"$max": "$finished_at"}}},
+            ],
+        )
+        if not ends:
+            return found
+        until = ends[0]["last"] + timedelta(milliseconds=1)
+        batch = {**match["$match"], "finished_at": _between(after, until)}
+        rows = await database.aggregate("jobs", [{"$match": batch}, *stages, {"$count": "rows"}])
+        found += rows[0]["rows"] if rows else 0
+        after = until
+
+
+def _between(after: datetime, before: datetime) -> Row:
+    return {"$type": "date", "$gte": after, "$lt": before}
 
 
 # Removing it ------------------------------------------------------------------------------------
 
 
 class _Collecting:
-    def __init__(self, tools: Tools, done: Checkpoint, limits: Limits, total: int) -> None:
+    def __init__(self, tools: Tools, done: Checkpoint, limits: Limits, total: int | None) -> None:
         self._tools, self._done, self._limits, self._total = tools, done, limits, total
         self._data = tools.database.data
         self.doing = ""
@@ -181,7 +226,8 @@ class _Collecting:
     def report(self) -> None:
         """Raises when the job was cancelled."""
         done = _rows(self._done.values)
-        self._tools.report(done, max(done, self._total), unit="rows", message=self.doing)
+        total = None if self._total is None else max(done, self._total)
+        self._tools.report(done, total, unit="rows", message=self.doing)
 
     async def _count_in(self, work: Callable[[AsyncClientSession], Awaitable[Row]]) -> None:
         """Do `work` in a transaction, add the counts that it answers, and say so."""
