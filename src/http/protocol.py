@@ -3,6 +3,7 @@ any length), a way to be rid of clients that take nothing, and a word to open co
 process ends."""
 
 import asyncio
+import logging
 from http import HTTPStatus
 from typing import Any, Final, cast
 
@@ -10,6 +11,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 from websockets.http11 import Request
 
+log = logging.getLogger("uvicorn.websockets")
 HEAD_BYTES: Final = 64 * 1024  # of the address and all headers, trailers included
 CUT_OFF: Final = "modelharbor.cut_off"
 """In the ASGI scope: ends a connection whose client takes nothing any more."""
@@ -89,6 +91,10 @@ class BoundedProtocol(HttpToolsProtocol):
 class SocketProtocol(WebSocketsSansIOProtocol):
     """WebSockets that are told before the process ends, so that they close as clients like it, and
     that go at once when they have ended: no cycle keeps them until garbage is collected."""
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self.logger = self.conn.logger = log  # they tell of each connection twice; we do, once
 
     def handle_connect(self, event: Request) -> None:
         super().handle_connect(event)

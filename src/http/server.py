@@ -2,6 +2,7 @@
 
 import json
 import os
+import resource
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,9 @@ FACTORY = "modelharbor.app:create_app"
 def serve(settings: Settings, host: str, port: int, workers: int) -> None:
     """Serve until SIGINT or SIGTERM. Each worker is a process of its own, with its own pools."""
     os.environ.update(environment(settings))
+    # Each connection is an open file, and shells allow 1,024 where the system allows more.
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     uvicorn.run(**options(host, port, workers))
 
 

@@ -138,4 +138,5 @@ def configure_logging(settings: Settings) -> None:
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(settings.log_level.upper())
+    logging.getLogger("uvicorn.websockets").setLevel(logging.WARNING)  # we tell of each by a line
     logging.getLogger("pymongo").setLevel(logging.WARNING)  # its DEBUG has whole commands

@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from beanie import PydanticObjectId
 from pymongo.asynchronous.client_session import AsyncClientSession
 
 from modelharbor.db.base import Row, utc_now
 from modelharbor.db.connection import Database
-from modelharbor.db.files import BlobDocument, FileFormat, FileRole
+from modelharbor.db.files import BlobDocument, FileDocument, FileFormat, FileRole
 from modelharbor.errors import ErrorCode, Refused, Unavailable
 from modelharbor.resolvers import blobs
 from modelharbor.resolvers.blobs import (
@@ -103,6 +104,33 @@ async def test_many_announce_the_same_at_once(database: Database, storage: BlobS
     entries = [entry(b"%d" % number) for number in range(50)]
     await asyncio.gather(*(announce_blobs(database, storage, entries) for _ in range(8)))
     assert await database.count("blobs", {}) == 50
+
+
+async def test_contents_of_files_stay_whatever_was_counted(
+    database: Database, caplog: pytest.LogCaptureFixture
+) -> None:
+    old = utc_now() - timedelta(hours=25)
+    for number in range(4):
+        await insert(database, sha256=f"{number:064}", created_at=old)
+    await database.data["blobs"].update_one(
+        {"sha256": f"{1:064}"}, {"$set": {"deleting_at": utc_now() - timedelta(seconds=70)}}
+    )
+    for number in (0, 1, 1):
+        await FileDocument(
+            version_id=PydanticObjectId(),
+            model_id=PydanticObjectId(),
+            path="x",
+            size_bytes=3,
+            sha256=f"{number:064}",
+        ).insert()
+    claim = await claimed(database, 2, hours=24)
+    assert [row["sha256"] for row in claim.rows] == [f"{number:064}" for number in (2, 3)]
+    rows = [await row_of(database, f"{number:064}") for number in range(2)]
+    assert [(row["references"], row["deleting_at"]) for row in rows if row] == [
+        (1, None),
+        (2, None),
+    ]
+    assert "storage.miscounted" in caplog.text
 
 
 async def test_what_is_used_or_seen_or_young_stays(database: Database) -> None:

@@ -432,6 +432,62 @@ async def test_pipes_and_sockets_are_refused(harbor: Harbor, folder: Path) -> No
     assert "socket is neither a file nor a folder" in (await refusal(harbor, folder)).message
 
 
+async def test_what_becomes_a_link_after_the_walk_is_not_followed(
+    harbor: Harbor, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    secret = folder.parent / "secret"
+    (secret / "nested").mkdir(parents=True)
+    for path in CONTENTS:
+        (secret / path).write_text("secret")
+    found = imports.walk
+
+    def walk_and_swap(at: Path, within: Path | None = None) -> list[imports.Found]:
+        files = found(at, within)
+        swapped.rename(folder.parent / "aside")
+        swapped.symlink_to(secret / swapped.relative_to(folder))
+        return files
+
+    monkeypatch.setattr(imports, "walk", walk_and_swap)
+    for swapped, path in {
+        folder / "config.json": "config.json",
+        folder / "nested": "nested/config.json",
+        folder: "README.md",
+    }.items():
+        refused = await refusal(harbor, folder, within=folder.parent)
+        assert (refused.code, refused.path) == (ErrorCode.BAD_INPUT, ["folder"])
+        assert refused.message.startswith(f"{path} cannot be read: ")
+        assert str(folder.parent) not in refused.message
+        swapped.unlink()
+        (folder.parent / "aside").rename(swapped)
+
+
+async def test_a_file_that_cannot_be_read_is_named_by_its_path_in_the_folder(
+    harbor: Harbor, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = imports.walk
+
+    def walk_and_remove(at: Path, within: Path | None = None) -> list[imports.Found]:
+        files = found(at, within)
+        (folder / "nested/config.json").unlink()
+        return files
+
+    monkeypatch.setattr(imports, "walk", walk_and_remove)
+    refused = await refusal(harbor, folder)
+    assert refused.message == "nested/config.json cannot be read: No such file or directory."
+
+
+async def test_a_file_that_becomes_a_pipe_is_not_waited_for(harbor: Harbor, folder: Path) -> None:
+    def report(progress: Progress) -> None:
+        path = folder / "model.safetensors"
+        if progress.phase is Phase.HASHING and path.is_file():
+            path.unlink()
+            os.mkfifo(path)
+
+    with pytest.raises(Refused) as raised:
+        await asyncio.wait_for(harbor.put(folder, report=report), 10)
+    assert raised.value.code is ErrorCode.CONFLICT
+
+
 @pytest.mark.parametrize("name", [b"a\nb", b"a\x1bb", b"a\\..\\b", b"\xff\xfe"])
 async def test_names_that_other_systems_refuse(harbor: Harbor, folder: Path, name: bytes) -> None:
     Path(os.fsdecode(os.fsencode(folder) + b"/" + name)).write_text("x")

@@ -134,6 +134,8 @@ async def test_an_import_names_the_model_that_is_there(
         ("file", "no such folder"),
         ("around", "no such folder"),
         ("out", "leads out"),
+        (".hidden", "Hidden folders"),
+        ("team/.hidden", "Hidden folders"),
     ],
 )
 async def test_folders_that_are_none_are_refused(
@@ -356,6 +358,17 @@ async def test_what_goes_on_or_went_well_gets_none(state: str, database: Databas
     job = await job_of(database, JobState(state))
     async with refused(database, ErrorCode.INVALID_TRANSITION, "id", says=f"is {state}"):
         await retry_job(database, None, job_id=job["_id"])
+
+
+async def test_none_gets_one_while_jobs_below_it_go_on(database: Database) -> None:
+    job = await job_of(database, JobState.CANCELLED)
+    child = await job_of(database, JobState.CANCELLING, parent_id=job["_id"])
+    async with refused(database, ErrorCode.INVALID_TRANSITION, "id", says="have not ended"):
+        await retry_job(database, None, job_id=job["_id"])
+    await database.transaction(
+        lambda session: change_state(database, session, {"_id": child["_id"]}, JobState.CANCELLED)
+    )
+    assert (await retry_job(database, None, job_id=job["_id"]))["state"] == "QUEUED"
 
 
 # Who may ----------------------------------------------------------------------------------------

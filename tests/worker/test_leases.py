@@ -8,6 +8,7 @@ from pymongo.errors import PyMongoError
 
 from modelharbor.db.base import Row
 from modelharbor.db.jobs import JobKind
+from modelharbor.worker.claims import IdleTransactions
 from modelharbor.worker.tools import Tools
 
 from .conftest import Hall
@@ -46,6 +47,22 @@ async def test_a_long_transaction_keeps_its_lease_and_holds_nobody_up(hall: Hall
     assert sorted(started) == ["beside", "long", "quick"]
     assert [(row["token"], row["deaths"]) for row in done] == [(1, 0)] * 3
     assert await hall.database.count("likes", {}) == 2
+
+
+async def test_a_long_transaction_that_is_at_work_is_not_ended(hall: Hall) -> None:
+    """It was idle for longer than a lease in all, but never for long."""
+    idle = IdleTransactions(0.5)
+    async with hall.database.client.start_session() as session:
+        await session.start_transaction()
+        for number in range(12):
+            await hall.database.data["likes"].insert_one({"user_id": number}, session=session)
+            await asyncio.sleep(0.08)
+            assert await idle.end_some(hall.database) == 0
+        assert idle.watched
+        await session.commit_transaction()
+    assert await hall.database.count("likes", {}) == 12
+    assert await idle.end_some(hall.database) == 0
+    assert not idle.watched
 
 
 async def test_a_worker_that_died_while_it_claimed_holds_jobs_up_for_a_lease(hall: Hall) -> None:

@@ -12,10 +12,11 @@ from pymongo.errors import AutoReconnect
 from modelharbor.auth.viewer import actor_principal
 from modelharbor.db.actors import ActorDocument, ActorKind, MembershipDocument, Role
 from modelharbor.db.base import Row, utc_now
-from modelharbor.db.jobs import JobKind, JobState, Level
+from modelharbor.db.jobs import JobDocument, JobKind, JobLogDocument, JobState, Level
 from modelharbor.db.tokens import Permission
 from modelharbor.errors import ErrorCode, Forbidden, Refused, Unavailable
-from modelharbor.jobs.states import change_state
+from modelharbor.jobs.states import CLAIMABLE, change_state
+from modelharbor.resolvers.jobs import cancel_job, retry_job
 from modelharbor.worker import claims, outcomes, reports, run
 from modelharbor.worker.interruptions import LeaseLost
 from modelharbor.worker.tools import HandlerSpec, JobCancelled, Tools
@@ -162,7 +163,7 @@ def test_pauses_grow_and_are_spread() -> None:
 
 async def test_a_result_that_cannot_be_stored_is_a_failure(hall: Hall) -> None:
     async def handler(job: Row, tools: Tools) -> Row:
-        return {"no": object()} if job["input"] else {"long": "x" * 17_000_000}
+        return {"no": object()} if job["input"] else {"long": "x" * 300_000}
 
     jobs = [await hall.put(input=given) for given in ({"a": 1}, {})]
     async with hall.working({REINDEX: handler}):
@@ -225,6 +226,27 @@ async def test_priority_then_fair_turns(hall: Hall) -> None:
 
 async def _true(value: bool) -> bool:
     return value
+
+
+async def test_many_that_wait_for_their_time_are_passed_over_by_an_index(hall: Hall) -> None:
+    later = utc_now() + timedelta(hours=1)
+    for state in (JobState.QUEUED, JobState.RETRYING):
+        await JobDocument.insert_many(
+            [JobDocument(kind=REINDEX, state=state, run_after=later) for _ in range(500)]
+        )
+    await hall.put()
+    query: Row = {
+        "state": {"$in": ["QUEUED", "RETRYING"]},
+        "kind": {"$in": ["REINDEX"]},
+        **CLAIMABLE,
+    }
+    order = {"priority": -1, "turn": 1, "_id": 1}
+    for command in (
+        {"find": "jobs", "filter": query, "sort": order, "limit": 24},
+        {"find": "jobs", "filter": query, "limit": 1},
+    ):
+        plan = await hall.database.data.command({"explain": command, "verbosity": "executionStats"})
+        assert plan["executionStats"]["totalKeysExamined"] <= 5, command
 
 
 async def test_what_waits_for_its_time_does_not_hold_turns_back(hall: Hall) -> None:
@@ -549,6 +571,50 @@ async def test_a_parent_waits_for_its_children(hall: Hall) -> None:
     assert [child["priority"] for child in children] == [3, 3, 3]
 
 
+async def test_a_cancelled_parent_puts_no_child(hall: Hall) -> None:
+    ended: list[str] = []
+
+    async def parent(job: Row, tools: Tools) -> None:
+        await cancel_job(hall.database, None, job_id=job["_id"])
+        try:
+            await tools.put_child(IMPORT, {}, key="late")
+        except JobCancelled:
+            ended.append("cancelled")
+            raise
+
+    job = await hall.put()
+    async with hall.working({REINDEX: parent}):
+        await hall.reaches(job["_id"], "CANCELLED")
+    assert ended == ["cancelled"]
+    assert await hall.database.count("jobs", {"parent_id": job["_id"]}) == 0
+
+
+async def test_a_parent_that_is_retried_does_anew_what_did_not_succeed(hall: Hall) -> None:
+    ran: list[str] = []
+    works = False
+
+    async def parent(job: Row, tools: Tools) -> Row:
+        for name in ("good", "bad"):
+            await tools.put_child(IMPORT, {"name": name}, key=name)
+        children = await tools.await_children()
+        if any(child["state"] != "SUCCEEDED" for child in children):
+            raise Refused(ErrorCode.CONFLICT, "A part failed.")
+        return {}
+
+    async def child(job: Row, tools: Tools) -> None:
+        ran.append(job["input"]["name"])
+        if job["input"]["name"] == "bad" and not works:
+            raise Refused(ErrorCode.CONFLICT, "Not yet.")
+
+    job = await hall.put()
+    async with hall.working({REINDEX: parent, IMPORT: child}):
+        await hall.reaches(job["_id"], "FAILED")
+        works = True
+        await retry_job(hall.database, None, job_id=job["_id"])
+        await hall.reaches(job["_id"], "SUCCEEDED")
+    assert sorted(ran) == ["bad", "bad", "good"]
+
+
 async def test_open_children_are_right_however_children_end(hall: Hall) -> None:
     parent = await hall.put()
     children = [await hall.put(parent_id=parent["_id"]) for _ in range(4)]
@@ -613,6 +679,37 @@ async def test_lines_of_the_log_are_kept_up_to_a_thousand(hall: Hall) -> None:
     assert (len(lines), done["log_count"]) == (1000, 1000)
     assert (len(lines[0]["message"]), lines[0]["level"]) == (2000, "WARNING")
     assert lines[-1]["message"] == "What follows is not kept: the log is full."
+
+
+async def test_lines_that_are_stored_already_keep_no_job_from_ending(
+    hall: Hall, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An answer of MongoDB was lost: the lines are there, and we do not know it."""
+    insert_many = JobLogDocument.insert_many
+    lost: list[Any] = []
+
+    async def lose_answer(lines: Any, session: Any = None, **given: Any) -> Any:
+        done = await insert_many(lines, session=session, **given)
+        if session is None:
+            lost.append(lines)
+            raise AutoReconnect("lost")
+        return done
+
+    monkeypatch.setattr(JobLogDocument, "insert_many", lose_answer)
+
+    async def handler(job: Row, tools: Tools) -> Row:
+        tools.log("one")
+        while not lost:
+            await asyncio.sleep(0.01)
+        tools.log("two")
+        return {"done": True}
+
+    job = await hall.put()
+    async with hall.working({REINDEX: handler}):
+        done = await hall.reaches(job["_id"], "SUCCEEDED", "FAILED")
+    assert (done["state"], done["result"]) == ("SUCCEEDED", {"done": True})
+    lines = await hall.database.find("job_logs", {"job_id": job["_id"]}, sort={"_id": 1})
+    assert [line["message"] for line in lines] == ["one", "two"]
 
 
 async def test_steps_that_succeeded_are_known_to_the_next_attempt(

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from beanie import PydanticObjectId
 from bson import ObjectId, Timestamp
+from pymongo.errors import ExecutionTimeout
 
 from modelharbor.auth.viewer import Viewer, job_principals
 from modelharbor.db.base import Row, utc_now
@@ -241,6 +242,36 @@ async def test_old_jobs_go_with_their_logs(yard: Yard) -> None:
     assert [row["_id"] for row in rows] == stay
     logs = await yard.database.data["job_logs"].distinct("job_id", {"message": {"$in": ["0", "1"]}})
     assert sorted(logs) == stay
+
+
+async def test_children_stay_until_their_parent_has_read_what_came_of_them(yard: Yard) -> None:
+    parent = await old_job(state=JobState.QUEUED, finished_at=None, run_after=ago(-1))
+    child = await old_job(parent_id=parent.id)
+    assert await collected(yard, dry_run=True) == NOTHING
+    assert await collected(yard) == NOTHING
+    assert await yard.database.count("jobs", {"_id": child.id}) == 1
+
+
+async def test_many_old_jobs_are_counted_some_at_a_time(
+    yard: Yard, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(garbage_collect, "JOBS_COUNTED_AT_ONCE", 2)
+    ended = ago(40)
+    for finished_at in (*[ended] * 3, ago(39), ago(38), ago(37), ago(29)):
+        await old_job(finished_at=finished_at)
+    assert await collected(yard, dry_run=True) == NOTHING | {"jobs": 6}
+
+
+async def test_what_cannot_be_counted_in_time_goes_all_the_same(
+    yard: Yard, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await old_job()
+
+    async def slow(database: Any, limits: Any) -> Row:
+        raise ExecutionTimeout("operation exceeded time limit", 50)
+
+    monkeypatch.setattr(garbage_collect, "_count", slow)
+    assert await collected(yard) == NOTHING | {"jobs": 1}
 
 
 async def test_few_logs_go_at_once(yard: Yard, monkeypatch: pytest.MonkeyPatch) -> None:
