@@ -100,6 +100,11 @@ class Settings(BaseSettings):
     max_subscriptions: int = Field(
         default=20, ge=1, description="Operations that one WebSocket may run at once."
     )
+    max_streams: int = Field(
+        default=5000,
+        ge=1,
+        description="Different subscriptions that one process follows; equal ones count once.",
+    )
     init_timeout_seconds: float = Field(
         default=5.0, gt=0, description="How long a WebSocket may take to send `connection_init`."
     )

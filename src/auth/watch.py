@@ -13,6 +13,7 @@ from typing import Final
 from bson import ObjectId
 from pymongo.errors import PyMongoError
 
+from modelharbor.db.base import Row
 from modelharbor.db.connection import Database
 from modelharbor.db.ending import ended
 from modelharbor.errors import HarborError
@@ -71,8 +72,13 @@ class ViewerWatch:
         if asking is None:
             asking = asyncio.ensure_future(authenticate(self._database, authorization))
             self._asking[authorization] = asking
-            asking.add_done_callback(lambda done: self._asking.pop(authorization, None))
+            asking.add_done_callback(lambda done: self._answered(authorization, done))
         return await asyncio.shield(asking)
+
+    def _answered(self, authorization: str, done: asyncio.Future[Viewer]) -> None:
+        del self._asking[authorization]
+        if not done.cancelled():
+            done.exception()  # looked at, for all who asked may have gone
 
     def leave(self, viewer: Viewer, told: Told) -> None:
         held = self._held.get(viewer.token_id) if viewer.token_id else None
@@ -91,8 +97,7 @@ class ViewerWatch:
                 held = self._held.get(token_id)
                 if held is None:
                     continue
-                row = rows.get(token_id)
-                viewer = viewer_of(row) if row is not None else None
+                viewer = _understood(token_id, rows.get(token_id))
                 if viewer is None:
                     del self._held[token_id]
                 elif rights_of(viewer) == rights_of(held.viewer):
@@ -100,9 +105,13 @@ class ViewerWatch:
                 else:
                     held.viewer = viewer
                 for told in list(held.told):
-                    told(viewer)
+                    try:
+                        told(viewer)
+                    except Exception:
+                        log.exception("viewers.not_told token_id=%s", token_id)
 
     async def run(self) -> None:
+        """Look for ever: whoever holds a connection goes by it."""
         while True:
             await asyncio.sleep(EVERY_SECONDS)
             if self._held:
@@ -110,6 +119,18 @@ class ViewerWatch:
                     await self.look()
                 except (PyMongoError, HarborError) as error:
                     log.warning("viewers.not_read error=%s", error)
+                except Exception:
+                    log.exception("viewers.look_failed")
+
+
+def _understood(token_id: ObjectId, row: Row | None) -> Viewer | None:
+    """Who holds the token now. What a later version wrote may be of no meaning here: then nobody,
+    for what it allows is not known, and the others are to be told of theirs."""
+    try:
+        return viewer_of(row) if row is not None else None
+    except Exception:
+        log.exception("viewers.not_understood token_id=%s", token_id)
+        return None
 
 
 def rights_of(viewer: Viewer) -> tuple[object, ...]:

@@ -27,7 +27,7 @@ from modelharbor.settings import Settings
 
 from .following import HistoryLost, Place, follow, now_of
 from .position import LEFT, START, before, position_of, seconds_of, time_of
-from .recorded import LOG, ensure_log, last_position
+from .recorded import LOG, ensure_log
 
 log = logging.getLogger(__name__)
 
@@ -189,12 +189,15 @@ class _Recorder:
 
     async def _record_left(self, began: Timestamp) -> None:
         """Give the events before this time, whose own places nobody knows any more, places before all
-        that follow, in the order of their ids."""
-        at = before(began)
-        last = await last_position(self._database, position_of(began, 0)) or START
-        number = int(last[16:], 16) + 1 if last >= position_of(at, LEFT) else LEFT
+        that follow, in the order of their ids.
+
+        What has no place is read as of a time when none of these was written yet, so each event has
+        one number, whoever counts and however often: no two events can come to the same place.
+        """
+        at, number = before(began), LEFT
         after: ObjectId | None = None
         while ids := await self._left(at, after):
+            await self._move(START)  # reading takes its time, too
             stamps = [
                 UpdateOne(
                     {"_id": each, "position": None},
@@ -203,7 +206,6 @@ class _Recorder:
                 for index, each in enumerate(ids)
             ]
             await self._events.bulk_write(stamps)
-            await self._move(START)
             number, after = number + len(ids), ids[-1]
 
     async def _left(self, at: Timestamp, after: ObjectId | None) -> list[ObjectId]:

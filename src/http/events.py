@@ -14,8 +14,9 @@ from starlette.types import Receive, Scope, Send
 from modelharbor.auth.viewer import Viewer
 from modelharbor.errors import Unauthenticated
 from modelharbor.execution.failures import Problem, any_problem, problem
-from modelharbor.execution.live import Subscription
+from modelharbor.execution.subscribing import Subscription
 from modelharbor.settings import Settings
+from modelharbor.streams.base import Subscribed
 
 from .answers import with_request_id
 from .outbox import Outbox
@@ -45,8 +46,7 @@ class EventStream(Response):
         self.waiting: list[tuple[bytes, Hashable]] = []
         self.is_complete = False
         self.outbox: Outbox | None = None
-        self.ended = asyncio.Event()
-        self.subscription: Subscription | None = None
+        self.begun, self.ended = asyncio.Event(), asyncio.Event()
 
     @classmethod
     def of_answer(cls, body: bytes) -> "EventStream":
@@ -68,14 +68,19 @@ class EventStream(Response):
         cls, endpoint: "GraphQLEndpoint", request: "Incoming", prepared: "Prepared"
     ) -> "EventStream":
         """Raises what forbids it."""
-        made = _Following(endpoint, request)
-        await made.begin(prepared)
+        made = _Following(endpoint, request, prepared)
+        await made.begin()
         return made
 
     # ---- a sink
 
     def send(self, payload: bytes, key: Hashable) -> None:
         self.put(b"event: next\ndata: %b\n\n" % payload, key)
+
+    async def room(self) -> None:
+        await self.begun.wait()
+        if self.outbox is not None:
+            await self.outbox.room()
 
     def complete(self) -> None:
         self.put(COMPLETE, None)
@@ -110,6 +115,8 @@ class EventStream(Response):
         self.outbox.put(b":\n\n")
         for event, key in self.waiting:
             self.outbox.put(event, key)
+        self.begun.set()
+        following = asyncio.ensure_future(self.follow())
         gone = asyncio.ensure_future(_gone(receive))
         ended = asyncio.ensure_future(self.ended.wait())
         try:
@@ -126,10 +133,13 @@ class EventStream(Response):
                 await self.outbox.drained()
                 await send({"type": "http.response.body", "body": b"", "more_body": False})
         finally:
-            gone.cancel()
-            ended.cancel()
+            for task in (following, gone, ended):
+                task.cancel()
             self.outbox.end()
             self.end()
+
+    async def follow(self) -> None:
+        """Once the answer has begun."""
 
     def end(self) -> None:
         """Nobody listens any more."""
@@ -138,40 +148,51 @@ class EventStream(Response):
 class _Following(EventStream):
     """Of a subscription."""
 
-    def __init__(self, endpoint: "GraphQLEndpoint", request: "Incoming") -> None:
+    def __init__(
+        self, endpoint: "GraphQLEndpoint", request: "Incoming", prepared: "Prepared"
+    ) -> None:
         super().__init__()
-        self.endpoint, self.request = endpoint, request
+        self.request = request
         self.live, self.viewers = request.state["live"], request.state["viewers"]
+        self.asked = endpoint.asked(request, prepared)
         self.viewer: Viewer | None = None
+        self.subscription: Subscription | None = None
+        self.admitted: tuple[Subscribed, int] | None = None
 
-    async def begin(self, prepared: "Prepared") -> None:
-        authorization = self.request.header(b"authorization")
-        viewer = self.viewer = await self.viewers.enter(authorization, self.be_told)
+    async def begin(self) -> None:
+        viewer = await self.viewers.enter(self.request.header(b"authorization"), self.be_told)
+        self.viewer = viewer
+        subscription = self.subscription = Subscription(self.asked, viewer, self)
         try:
-            asked = self.endpoint.asked(self.request, prepared)
-            self.subscription = await self.live.subscribe(asked, viewer, self)
+            self.admitted = await self.live.admit(subscription), subscription.turn
         except BaseException:
-            self.viewers.leave(viewer, self.be_told)
+            self.end()
             raise
-        if self.viewer is not viewer:  # rights changed meanwhile
-            self.be_told(self.viewer)
         self.live.shut_down[self.ended.set] = None
         if self.live.is_closing:
             self.ended.set()
+
+    async def follow(self) -> None:
+        assert self.subscription is not None
+        assert self.admitted is not None
+        try:
+            await self.live.follow(self.subscription, *self.admitted)
+        except Exception as error:
+            self.fail([any_problem(error, "events")])
 
     def fail(self, problems: list[Problem]) -> None:
         super().fail(with_request_id(self.request.scope, problems))
 
     def be_told(self, viewer: Viewer | None) -> None:
         """The token is no longer good, or its rights have changed."""
-        self.viewer = viewer
-        if self.subscription is None:
-            return  # `begin` looks after it
         if viewer is None:
-            self.subscription.leave()
+            if self.subscription is not None:
+                self.subscription.close()
             self.fail([problem(Unauthenticated("The token is no longer valid."))])
             return
-        self.live.begin(self.renew(self.subscription, viewer))
+        self.viewer = viewer
+        if self.subscription is not None:
+            self.live.begin(self.renew(self.subscription, viewer))
 
     async def renew(self, subscription: Subscription, viewer: Viewer) -> None:
         try:
@@ -182,7 +203,7 @@ class _Following(EventStream):
     def end(self) -> None:
         self.live.shut_down.pop(self.ended.set, None)
         if self.subscription is not None:
-            self.subscription.leave()
+            self.subscription.close()
             self.subscription = None  # they hold each other
         if self.viewer is not None:
             self.viewers.leave(self.viewer, self.be_told)

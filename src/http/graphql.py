@@ -36,8 +36,8 @@ from modelharbor.execution.answered import actual_cost
 from modelharbor.execution.documents import Document, DocumentStore, InvalidDocument, Operation
 from modelharbor.execution.execute import Answer, run
 from modelharbor.execution.failures import expected, problem, request_problem, unexpected
-from modelharbor.execution.live import Asked
 from modelharbor.execution.persisted import check_hash, find, keep, named_hash
+from modelharbor.execution.subscribing import Asked
 from modelharbor.observability.commands import CommandCount, counted
 from modelharbor.observability.metrics import Metrics
 from modelharbor.observability.sentry import operation_scope
@@ -292,15 +292,20 @@ class GraphQLEndpoint:
         return answer, cost
 
     def context(self, request: "Incoming", viewer: Viewer) -> Context:
-        state = request.state
+        base_url = partial(self.base_url, request)
+        return self.context_of(request.state, base_url, request_id_of(request.scope), viewer)
+
+    def context_of(
+        self, state: State, base_url: str | Callable[[], str], request_id: str, viewer: Viewer
+    ) -> Context:
         return Context(
             database=state["database"],
             cache=state["cache"],
             lanes=state["lanes"],
             viewer=viewer,
-            links=DownloadLinks(state["secret_key"], partial(self.base_url, request)),
+            links=DownloadLinks(state["secret_key"], base_url),
             settings=self.settings,
-            request_id=request_id_of(request.scope),
+            request_id=request_id,
         )
 
     def asked(self, request: "Incoming", prepared: "Prepared") -> Asked:
@@ -315,13 +320,15 @@ class GraphQLEndpoint:
             )
             if isinstance(given, list):
                 raise InvalidDocument(tuple(request_problem(error) for error in given))
+        base_url = self.base_url(request)
         return Asked(
             prepared.document,
             prepared.operation,
             prepared.variables,
             prepared.values,
-            self.base_url(request),
-            partial(self.context, request),
+            base_url,
+            # Without the request: others go on with this when its client has gone.
+            partial(self.context_of, request.state, base_url, request_id_of(request.scope)),
         )
 
     def encode(

@@ -7,6 +7,7 @@ from typing import Any
 
 MOST_WAITING, MOST_SIZE = 1024, 4 * 1024 * 1024
 """Messages, and their bytes, that may wait for one client: beyond it counts as stuck."""
+ROOM_SECONDS = 0.02  # between two looks whether there is room
 
 
 class Outbox:
@@ -62,8 +63,14 @@ class Outbox:
         self._size += len(message)
         if len(self._waiting) > self._most and self._keyed:
             self._drop_oldest()
-        if len(self._waiting) > MOST_WAITING or self._size > MOST_SIZE:
+        # One message alone may be as large as answers may be.
+        if len(self._waiting) > MOST_WAITING or (self._size > MOST_SIZE and len(self._waiting) > 1):
             self._give_up()
+
+    async def room(self) -> None:
+        """Back when less waits than would make messages be left out."""
+        while self._sending is not None and not self.is_ended and len(self._waiting) >= self._most:
+            await asyncio.wait([self._sending], timeout=ROOM_SECONDS)
 
     async def drained(self) -> None:
         """Back when nothing waits any more, or nobody takes it."""

@@ -10,6 +10,7 @@ from typing import Any, Final, cast
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 from websockets.http11 import Request
+from websockets.protocol import State
 
 log = logging.getLogger("uvicorn.websockets")
 HEAD_BYTES: Final = 64 * 1024  # of the address and all headers, trailers included
@@ -125,6 +126,9 @@ class SocketProtocol(WebSocketsSansIOProtocol):
         del scope[CUT_OFF], scope[WRITE_TEXT]
 
     def cut_off(self, code: int, reason: str) -> None:
+        if self.close_sent or self.conn.state is not State.OPEN:
+            self.transport.abort()  # it is closing already, and takes nothing
+            return
         self.queue.put_nowait({"type": "websocket.disconnect", "code": code, "reason": reason})
         self.conn.send_close(code, reason)
         self.transport.write(b"".join(self.conn.data_to_send()))

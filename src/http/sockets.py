@@ -11,17 +11,19 @@ from graphql import OperationType
 from starlette.datastructures import Headers
 from starlette.types import Scope, Send
 
+from modelharbor.auth.tokens import authenticate
 from modelharbor.auth.viewer import ANONYMOUS, Viewer
+from modelharbor.db.base import utc_now
 from modelharbor.errors import HarborError, RateLimited, Unauthenticated
 from modelharbor.execution.documents import InvalidDocument
 from modelharbor.execution.failures import Problem, any_problem, problem
-from modelharbor.execution.live import Subscription
+from modelharbor.execution.subscribing import Subscription
 from modelharbor.observability.logging import log_event, request_id
 from modelharbor.observability.sentry import operation_scope
 
 from .answers import REQUEST_ID, request_id_from, with_request_id
 from .outbox import Outbox
-from .parameters import check_nesting, read_parameters
+from .parameters import NESTING, check_nesting, is_nested_deeper, read_parameters
 from .protocol import CUT_OFF, WRITE_TEXT
 
 if TYPE_CHECKING:
@@ -38,6 +40,7 @@ WRONG_PROTOCOL: Final = 4406
 TOO_LATE: Final = 4408
 SAME_ID: Final = 4409
 INITIALISED_TWICE: Final = 4429
+NO_LONGER_VALID: Final = "The token is no longer valid."
 LONGEST_ID: Final = 256  # characters; clients make UUIDs or numbers
 LONGEST_REASON: Final = 123  # bytes: RFC 6455, 5.5
 
@@ -62,10 +65,15 @@ class Running:
         self.subscription: Subscription | None = None
 
     def send(self, payload: bytes, key: Hashable) -> None:
+        if self.socket.running.get(self.id) is not self:
+            return  # it has ended
         self.socket.outbox.put(
             b'%b"next","payload":%b}' % (self.head, payload),
             None if key is None else (self.id, key),
         )
+
+    async def room(self) -> None:
+        await self.socket.outbox.room()
 
     def complete(self) -> None:
         if self.socket.forget(self):
@@ -86,6 +94,7 @@ class Socket:
         self.live = request.state["live"]
         self.viewers = request.state["viewers"]
         self.request_id = request.scope[REQUEST_ID] = request_id_from(request.scope["headers"])
+        self.authorization: str | None = None
         self.viewer: Viewer = ANONYMOUS
         self.running: dict[str, Running] = {}
         self.is_initialised = self.is_acknowledged = False
@@ -193,6 +202,8 @@ class Socket:
                 await self.initialise(message.get("payload"))
             case "ping":
                 payload = message.get("payload")
+                if is_nested_deeper(payload, NESTING):
+                    raise CloseSocket(BAD_MESSAGE, "The payload is nested too deeply")
                 answer = (
                     {"type": "pong"} if payload is None else {"type": "pong", "payload": payload}
                 )
@@ -220,9 +231,9 @@ class Socket:
         if payload is not None and not isinstance(payload, dict):
             raise CloseSocket(BAD_MESSAGE, "`payload` of connection_init takes an object")
         self.is_initialised = True
-        authorization = authorization_of(payload or {}, self.request.scope)
+        self.authorization = authorization_of(payload or {}, self.request.scope)
         try:
-            self.viewer = await self.viewers.enter(authorization, self.be_told)
+            self.viewer = await self.viewers.enter(self.authorization, self.be_told)
         except Unauthenticated as error:
             raise CloseSocket(FORBIDDEN, error.message) from None
         except HarborError as error:
@@ -256,19 +267,15 @@ class Socket:
         try:
             check_nesting(payload, "The payload")
             prepared = await self.endpoint.prepare(self.request, read_parameters(payload))
-            if prepared.operation.kind is OperationType.SUBSCRIPTION:
+            kind = prepared.operation.kind
+            if kind is OperationType.SUBSCRIPTION:
                 asked = self.endpoint.asked(self.request, prepared)
-                viewer = self.viewer
-                subscription = await self.live.subscribe(asked, viewer, running)
-                if self.running.get(running.id) is running:
-                    running.subscription = subscription
-                    if self.viewer is not viewer:  # rights changed meanwhile
-                        await self.live.renew(subscription, self.viewer)
-                else:
-                    subscription.leave()
+                running.subscription = Subscription(asked, self.viewer, running)
+                await self.live.join(running.subscription)
             else:
-                with operation_scope(prepared.operation.kind.value, prepared.operation.name):
-                    answer, cost = await self.endpoint.execute(self.request, prepared, self.viewer)
+                viewer = await self.viewer_now(kind)
+                with operation_scope(kind.value, prepared.operation.name):
+                    answer, cost = await self.endpoint.execute(self.request, prepared, viewer)
                 if answer.is_refused:
                     running.fail(answer.errors)
                 else:
@@ -283,6 +290,15 @@ class Socket:
             running.task = None
             request_id.reset(token)
 
+    async def viewer_now(self, kind: OperationType) -> Viewer:
+        """What is read may be some seconds behind a token's end, what is changed may not."""
+        expires_at = self.viewer.expires_at
+        if expires_at is not None and expires_at <= utc_now():
+            raise Unauthenticated(NO_LONGER_VALID)
+        if kind is OperationType.MUTATION:
+            return await authenticate(self.request.state["database"], self.authorization)
+        return self.viewer
+
     # ---- what clients are told
 
     async def send_text(self, text: bytes) -> None:
@@ -296,25 +312,23 @@ class Socket:
         if self.running.get(running.id) is not running:
             return False
         del self.running[running.id]
-        running.subscription = None  # they hold each other
+        if running.subscription is not None:
+            running.subscription.close()
+            running.subscription = None  # they hold each other
         return True
 
     def stop(self, running: Running) -> None:
         if running.task is not None:
             running.task.cancel()
-        if running.subscription is not None:
-            running.subscription.leave()
         self.forget(running)
 
     def be_told(self, viewer: Viewer | None) -> None:
         """The token is no longer good, or its rights have changed."""
         if viewer is None:
-            gone = problem(Unauthenticated("The token is no longer valid."))
+            gone = problem(Unauthenticated(NO_LONGER_VALID))
             for running in list(self.running.values()):
-                if running.subscription is not None:
-                    running.subscription.leave()
                 running.fail([gone])
-            self.close_soon(FORBIDDEN, "The token is no longer valid", last=True)
+            self.close_soon(FORBIDDEN, NO_LONGER_VALID, last=True)
             return
         self.viewer = viewer
         for running in list(self.running.values()):
@@ -333,7 +347,11 @@ def is_own_origin(headers: Headers, allowed: list[str]) -> bool:
     origin = headers.get("origin")
     if origin is None or "*" in allowed or origin in allowed:
         return True
-    return bool(urlsplit(origin).netloc) and urlsplit(origin).netloc == headers.get("host")
+    try:
+        host = urlsplit(origin).netloc
+    except ValueError:  # brackets that do not close
+        return False
+    return bool(host) and host == headers.get("host")
 
 
 def authorization_of(payload: dict[str, Any], scope: Scope) -> str | None:

@@ -198,6 +198,8 @@ class Claim:
     rows: Sequence[Row]
     marked_at: datetime
     until: float  # by the process's own clock
+    miscounted: int = 0
+    """That were no garbage after all: behind them there may be some."""
 
 
 async def claim_unused(
@@ -228,15 +230,14 @@ async def claim_unused(
             ],
             session=session,
         )
-        # Looked for anew: those after them may be garbage.
-        return await claim_unused(database, session, before, most)
+        rows = [row for row in rows if row["sha256"] not in used]
     if rows:
         await database.data["blobs"].update_many(
             {"_id": {"$in": [row["_id"] for row in rows]}},
             {"$set": {"deleting_at": claim.marked_at}},
             session=session,
         )
-    return Claim(rows, claim.marked_at, claim.until)
+    return Claim(rows, claim.marked_at, claim.until, len(used))
 
 
 async def _uses(

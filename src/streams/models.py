@@ -1,7 +1,8 @@
 """What happens to models, and how a list of them changes."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from operator import itemgetter
 from typing import Final
 
 from bson import ObjectId
@@ -54,20 +55,10 @@ class ModelEvents(Source):
     async def check(self, reads: Reads) -> None:
         if self.owner is not None and await self.owner_id(reads) is None:
             raise NotFound("There is no such person or organization.")
-        if self.model_ids is None:
-            return
-        found, visible = reads.database.find, reads.viewer.visible
-        query = {"_id": {"$in": list(self.model_ids)}, **visible}
-        seen = {row["_id"] for row in await found("models", query, projection={"_id": 1})}
-        missing = [model_id for model_id in self.model_ids if model_id not in seen]
-        if missing:
-            # One that was deleted is still followed by those who could see it: they may not have
-            # been told yet.
-            kind = EventKind.MODEL_DELETED.value
-            query = {"about": {"$in": missing}, "kind": kind, **visible}
-            gone = await found("events", query, projection={"model_id": 1})
-            if {row["model_id"] for row in gone} != set(missing):
-                raise NotFound("There is no such model.")
+        # One that was deleted is still followed by those who could see it: they may not have been
+        # told yet.
+        if self.model_ids is not None and await _seen(reads, self.model_ids) != set(self.model_ids):
+            raise NotFound("There is no such model.")
 
     async def owner_id(self, reads: Reads) -> ObjectId | None:
         rows = await reads.database.find(
@@ -90,14 +81,12 @@ class ModelEvents(Source):
             told = [change for change in told if owner_id in change.row["about"]]
         if not told:
             return []
-        ids = list({change.row["model_id"] for change in told})
-        names = {"principals": 1, "state": 1}
-        rows = await reads.database.find("models", {"_id": {"$in": ids}}, projection=names)
-        models = {row["_id"]: row for row in rows}
+        # They could see it when it happened; whether they still may, the model says.
+        seen = await _seen(reads, {change.row["model_id"] for change in told})
         return [
             Happening(change.position, change.row)
             for change in told
-            if _is_seen(models.get(change.row["model_id"]), rights)
+            if change.row["model_id"] in seen
         ]
 
     def names(self, event: Row) -> bool:
@@ -112,12 +101,46 @@ class ModelEvents(Source):
         return ModelEventsFollower(self)
 
 
-def _is_seen(model: Row | None, rights: set[str]) -> bool:
-    """Whether those who could see it when something happened may see that now: still, or since it is
-    gone."""
-    if model is None or model["state"] == ModelState.DELETED.value:
-        return True
-    return not rights.isdisjoint(model["principals"])
+async def _seen(reads: Reads, model_ids: Collection[ObjectId]) -> set[ObjectId]:
+    """Those that the viewer may see; of those that are gone, the ones that they could see until then."""
+    rows = await reads.database.find(
+        "models", {"_id": {"$in": list(model_ids)}}, projection={"principals": 1, "state": 1}
+    )
+    seen_by = {
+        row["_id"]: row["principals"] for row in rows if row["state"] != ModelState.DELETED.value
+    }
+    gone = [model_id for model_id in model_ids if model_id not in seen_by]
+    if gone:
+        seen_by |= await _seen_until_gone(reads, gone)
+    rights = set(reads.viewer.principals)
+    return {
+        model_id for model_id, principals in seen_by.items() if not rights.isdisjoint(principals)
+    }
+
+
+async def _seen_until_gone(reads: Reads, model_ids: list[ObjectId]) -> dict[ObjectId, list[str]]:
+    """The principals of models when they were deleted, for the last time; one command. Without such
+    an event nobody is known to have seen it."""
+    events = {"from": "events", "localField": "_id", "foreignField": "about"}
+    deletion: Row = {"kind": EventKind.MODEL_DELETED.value}
+    shown: Row = {"$project": {"principals": 1}}
+    # By the order of commits. It is the order of an index, so no more of a long history is read than
+    # its end; what has no place yet is later, and little.
+    placed = [{"$match": deletion}, {"$sort": {"position": -1}}, {"$limit": 1}, shown]
+    latest = [{"$match": {**deletion, "position": None}}, shown]
+    rows = await reads.database.aggregate(
+        None,
+        [
+            {"$documents": [{"_id": model_id} for model_id in model_ids]},
+            {"$lookup": {**events, "pipeline": placed, "as": "placed"}},
+            {"$lookup": {**events, "pipeline": latest, "as": "latest"}},
+        ],
+    )
+    return {
+        row["_id"]: deleted["principals"]
+        for row in rows
+        for deleted in [*row["placed"], *sorted(row["latest"], key=itemgetter("_id"))]
+    }
 
 
 class ModelEventsFollower(Follower):

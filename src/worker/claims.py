@@ -22,6 +22,7 @@ Claim: TypeAlias = tuple[ObjectId, int]
 
 MOST_DEATHS: Final = 3
 SPARE: Final = 16  # candidates more than needed: some are of kinds that get no more places
+MOST_BLOCKED: Final = 3  # tried in one round: first their transactions are to be ended
 MOST_EXPIRED: Final = 100  # looked at in one round
 CLAIM_SECONDS: Final = 2.0
 WATCHED: Final = (
@@ -158,7 +159,7 @@ async def expire(database: Database, own: Collection[Claim]) -> tuple[list[Row],
         limit=MOST_EXPIRED,
     )
     random.shuffle(rows)  # every worker sees the same ones
-    changed, is_blocked = [], False
+    changed, blocked = [], 0
     for row in rows:
         if claim_of(row) in own:
             continue
@@ -181,11 +182,13 @@ async def expire(database: Database, own: Collection[Claim]) -> tuple[list[Row],
         try:
             after = await database.transaction(work, EXPIRE_SECONDS)
         except Unavailable:
-            is_blocked = True
+            blocked += 1
+            if blocked == MOST_BLOCKED:
+                break
             continue
         if after is not None:
             changed.append(after)
-    return changed, is_blocked
+    return changed, blocked > 0
 
 
 def _after_death(row: Row) -> JobState:

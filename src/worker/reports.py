@@ -151,10 +151,14 @@ class Reports:
             return
         if session is not None:
             # Some may be stored, by a write whose answer was lost: a transaction survives no such error.
-            there = await self._database.data["job_logs"].distinct(
-                "_id", {"_id": {"$in": [line.id for line in lines]}}, session=session
+            found = self._database.data["job_logs"].find(
+                {"_id": {"$in": [line.id for line in lines]}},
+                {"_id": 1},
+                session=session,
+                max_time_ms=self._database.query_timeout_ms,
             )
-            lines = [line for line in lines if line.id not in set(there)]
+            there = {row["_id"] for row in await found.to_list()}
+            lines = [line for line in lines if line.id not in there]
             if lines:
                 await JobLogDocument.insert_many(lines, session=session)
             return

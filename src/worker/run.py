@@ -144,6 +144,7 @@ class Worker:
         self._database, self._settings = shared.database, shared.settings
         self._waking, self._clock = waking, clock
         self._held: dict[Claim, Held] = {}
+        self._patient_until = 0.0
         self._is_blocked = False  # jobs are held by a transaction of somebody else
         self._idle = IdleTransactions(shared.settings.lease_seconds)
         self._is_unsure = False  # a claim failed: we may have more than we know
@@ -189,9 +190,15 @@ class Worker:
     async def _tend_queue(self) -> None:
         """Each second: jobs whose time has come, and those whose worker died."""
         while True:
-            async with self._forgiving("tend"):
-                put = await self._clock.put_due(self._database)
-                expired, is_blocked = await expire(self._database, self._held)
+            put: list[Row] = []
+            async with self._forgiving("put"):
+                try:
+                    put = await self._clock.put_due(self._database)
+                except Unavailable:
+                    self._is_blocked = True
+                    raise
+            async with self._forgiving("tend"):  # whatever became of what was to be put
+                expired, is_blocked = await self._expire()
                 self._is_blocked = self._is_blocked or is_blocked
                 for job in expired:
                     log_event(
@@ -202,8 +209,10 @@ class Worker:
                         deaths=job["deaths"],
                         state=job["state"],
                     )
-                if put or expired:
+                if expired:
                     self._waking.tell()
+            if put:
+                self._waking.tell()
             if self._is_blocked:
                 async with self._forgiving("unblock"):
                     ended_count = await self._idle.end_some(self._database)
@@ -212,6 +221,17 @@ class Worker:
                         log_event(log, logging.WARNING, "worker.unblocked", ended=ended_count)
                         self._waking.tell()
             await asyncio.sleep(LOOK_SECONDS)
+
+    async def _expire(self) -> tuple[list[Row], bool]:
+        """After MongoDB was gone, whose leases ran out meanwhile may live: they renew them first."""
+        try:
+            if time.monotonic() >= self._patient_until:
+                return await expire(self._database, self._held)
+            await self._database.client.admin.command("ping")
+            return [], False
+        except PyMongoError:
+            self._patient_until = time.monotonic() + self._settings.lease_seconds / 2
+            raise
 
     @asynccontextmanager
     async def _forgiving(self, what: str) -> AsyncIterator[None]:

@@ -19,6 +19,7 @@ from modelharbor.db.connection import Database
 from modelharbor.db.jobs import JobKind
 from modelharbor.jobs.put import put_job
 
+PUT_SECONDS: Final = 2.0  # when others put the same slot's job, or one died of it
 EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 
 
@@ -66,6 +67,6 @@ class Clock:
                     idempotency_key=f"{each.kind.value}@{slot:%Y-%m-%dT%H:%M:%SZ}",
                 )
 
-            rows.append(await database.transaction(work))
+            rows.append(await database.transaction(work, PUT_SECONDS))
             self._put[each.kind] = slot
         return rows

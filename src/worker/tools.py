@@ -166,12 +166,11 @@ class Tools:
     async def await_children(self) -> list[Row]:
         """All children, once all have ended. Before that this attempt is over: the handler is
         started from its beginning when they have, and comes here again."""
-        children = await self.database.find(
-            "jobs", {"parent_id": self.job["_id"]}, sort={"_id": 1}, limit=MOST_CHILDREN
-        )
-        if all(JobState(child["state"]) in ENDED for child in children):
-            return children
-        raise AwaitChildren
+        mine = {"parent_id": self.job["_id"]}
+        going = {"state": {"$nin": [state.value for state in ENDED]}}
+        if await self.database.find("jobs", {**mine, **going}, projection={"_id": 1}, limit=1):
+            raise AwaitChildren
+        return await self.database.find("jobs", mine, sort={"_id": 1}, limit=MOST_CHILDREN)
 
     @asynccontextmanager
     async def _fence(self, session: AsyncClientSession) -> AsyncIterator[None]:

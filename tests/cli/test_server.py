@@ -93,6 +93,8 @@ async def test_engines_that_do_not_answer_are_told_in_one_line(run: Run) -> None
     ("name", "value", "line"),
     [
         ("MONGO_URL", "mongodb://host:99999/", "Port must be an integer between 0 and 65535"),
+        ("REDIS_URL", "http://host", "Value error, begins with none of redis://, rediss://"),
+        ("REDIS_URL", "redis://host:port/0", "Value error, its port is no number"),
         ("MAX_DEPTH", "deep", "Input should be a valid integer, unable to parse string"),
     ],
 )

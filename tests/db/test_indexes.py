@@ -25,6 +25,7 @@ ELSEWHERE = {
     ("events", "about"): "what subscriptions of some subjects missed: tests/events",
     ("events", "unrecorded"): "what was never given its place: tests/events",
     ("jobs", "queue"): "what a worker claims: tests/worker",
+    ("jobs", "due"): "what a worker claims where most wait for their time: tests/worker",
     ("jobs", "turns"): "where in the queue a new one of an owner goes: tests/jobs",
     ("jobs", "idempotency"): "unique: one job for one key",
     ("jobs", "finished"): "for those that are kept no longer",

@@ -246,8 +246,9 @@ async def test_one_that_dies_amid_what_was_left_is_followed_by_another(
     moved: list[str] = []
 
     async def die(*_: Any) -> None:
+        if moved:
+            raise RuntimeError("killed")
         moved.append("once")
-        raise RuntimeError("killed")
 
     monkeypatch.setattr(one, "_move", die)
     with pytest.raises(RuntimeError, match="killed"):
@@ -258,9 +259,75 @@ async def test_one_that_dies_amid_what_was_left_is_followed_by_another(
         await all_recorded(database)
     found = await places(database)
     assert list(found) == sorted(left)
-    # The log begins with the last event, which is counted. Numbers may be left out, never used twice.
+    # The log begins with the last event, which is counted. The others have the numbers that the one
+    # who died would have given them.
     numbers = [int(place[16:], 16) for place in found.values()]
-    assert numbers == [0x8000_0000, 0x8000_0001, 0x8000_0004, 0x8000_0005, 2]
+    assert numbers == [0x8000_0000, 0x8000_0001, 0x8000_0002, 0x8000_0003, 2]
+
+
+async def test_two_at_once_give_each_that_was_left_a_place_of_its_own(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As one that was stopped amid it and goes on after another took over: one writes some, the other
+    passes it, then the first writes more."""
+    monkeypatch.setattr(recorder, "AT_ONCE", 2)
+    left = [await tell(database, ObjectId()) for _ in range(9)]
+    began = await now_of(database.data)
+    await ensure_log(database)
+    steps = [asyncio.Event() for _ in range(2)]
+    left_of = recorder._Recorder._left
+
+    class Stopped(recorder._Recorder):
+        """Waits before its second batch, or its third, and has not heard that its lease is lost."""
+
+        async def _move(self, *_: Any) -> None:
+            """As if it still held it."""
+
+        async def _left(self, at: Timestamp, after: ObjectId | None) -> list[ObjectId]:
+            self.batches = getattr(self, "batches", 0) + 1
+            if self is one and self.batches == 2:
+                steps[0].set()
+                await steps[1].wait()
+            if self is other and self.batches == 3:
+                steps[1].set()
+                await first
+            return await left_of(self, at, after)
+
+    one, other = Stopped(database), Stopped(database)
+    first = asyncio.create_task(one._record_left(began))
+    async with asyncio.timeout(10):
+        await steps[0].wait()
+        await other._record_left(began)
+    found = {each: place for each, place in (await places(database)).items() if place}
+    assert len(found) >= 8  # the log begins with the last one
+    assert list(found) == sorted(left)[: len(found)]
+    assert list(found.values()) == [
+        position_of(before(began), 0x8000_0000 + number) for number in range(len(found))
+    ]
+
+
+async def test_without_its_lease_it_writes_nothing_of_what_was_left(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It took so long to read that another has it now."""
+    for _ in range(3):
+        await tell(database, ObjectId())
+    await ensure_log(database)
+    one, other = [recorder._Recorder(database) for _ in range(2)]
+    row = await one._take()
+    assert row is not None
+    left_of = recorder._Recorder._left
+
+    async def slow(self: Any, at: Timestamp, after: ObjectId | None) -> list[ObjectId]:
+        ids = await left_of(self, at, after)
+        await database.data["log"].update_one({}, {"$set": {"until": None}})
+        assert await other._take() is not None
+        return ids
+
+    monkeypatch.setattr(recorder._Recorder, "_left", slow)
+    with pytest.raises(recorder._LeaseLost):
+        await one._record(row)
+    assert set((await places(database)).values()) == {None}
 
 
 async def test_a_snapshot_of_too_long_ago_is_lost_history(database: Database) -> None:

@@ -21,10 +21,11 @@ from modelharbor.db.jobs import JobKind, JobState
 from modelharbor.errors import BadUserInput, CursorExpired, Forbidden, HarborError, NotFound
 from modelharbor.events.reader import Reader, open_reader
 from modelharbor.events.recorder import recording
-from modelharbor.execution import live as engine
+from modelharbor.execution import groups as engine
 from modelharbor.execution.documents import DocumentStore
 from modelharbor.execution.failures import Problem
-from modelharbor.execution.live import Asked, Live, Subscription
+from modelharbor.execution.live import Live
+from modelharbor.execution.subscribing import Asked, Subscription
 from modelharbor.jobs.put import put_job
 from modelharbor.jobs.states import change_state
 from modelharbor.loaders.lanes import Lanes
@@ -58,6 +59,9 @@ class Noted:
         self.told.append(orjson.loads(payload))
         self.keys.append(key)
         self.changed.set()
+
+    async def room(self) -> None:
+        pass
 
     def complete(self) -> None:
         self.is_complete = True
@@ -131,8 +135,9 @@ class World:
         self, text: str, viewer: Viewer | None = None, **variables: Any
     ) -> tuple[Noted, Subscription]:
         sink = Noted()
-        asked = self.asked(text, **variables)
-        return sink, await self.live.subscribe(asked, viewer or self.user, sink)
+        subscription = Subscription(self.asked(text, **variables), viewer or self.user, sink)
+        await self.live.join(subscription)
+        return sink, subscription
 
     async def put(self, *principals: ObjectId | None, **values: Any) -> Row:
         user_id = self.user.user_id
@@ -412,7 +417,8 @@ async def test_many_who_come_at_once_are_checked_once(world: World) -> None:
     job = await world.put()
     asked = world.asked(WATCH, id=id_of(job))
     sinks = [Noted() for _ in range(100)]
-    await asyncio.gather(*[world.live.subscribe(asked, world.user, sink) for sink in sinks])
+    followed = [Subscription(asked, world.user, sink) for sink in sinks]
+    await asyncio.gather(*[world.live.join(each) for each in followed])
     assert [sink.states for sink in sinks] == [[("QUEUED", "0")]] * 100
     assert world.counted("modelharbor_encodings_total") == 1
 

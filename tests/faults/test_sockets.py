@@ -7,7 +7,7 @@ from dataclasses import asdict
 import pytest
 
 from modelharbor.events import reader
-from modelharbor.execution import live
+from modelharbor.execution import groups
 from modelharbor.settings import Settings
 from tests.live.serving import serving
 
@@ -29,9 +29,9 @@ async def test_sockets_are_cut_and_come_back(
     """`remembers`: the server has what was missed in memory, most of the time. Where it has not, others
     also come and go between any two who are told."""
     if not remembers:
-        monkeypatch.setattr(live, "AT_ONCE", 1)
-        monkeypatch.setattr(live, "KEPT", 1)
-        monkeypatch.setattr(live, "LINGER_SECONDS", 0.01)
+        monkeypatch.setattr(groups, "AT_ONCE", 1)
+        monkeypatch.setattr(groups, "KEPT", 1)
+        monkeypatch.setattr(groups, "LINGER_SECONDS", 0.01)
         monkeypatch.setattr(reader, "RECENT_ROWS", 3)
     chance = random.Random(4)
     cuts = 0

@@ -123,8 +123,10 @@ async def test_contents_of_files_stay_whatever_was_counted(
             size_bytes=3,
             sha256=f"{number:064}",
         ).insert()
-    claim = await claimed(database, 2, hours=24)
-    assert [row["sha256"] for row in claim.rows] == [f"{number:064}" for number in (2, 3)]
+    claim = await claimed(database, 3, hours=24)
+    assert ([row["sha256"] for row in claim.rows], claim.miscounted) == ([f"{2:064}"], 2)
+    claim = await claimed(database, 3, hours=24)
+    assert ([row["sha256"] for row in claim.rows], claim.miscounted) == ([f"{3:064}"], 0)
     rows = [await row_of(database, f"{number:064}") for number in range(2)]
     assert [(row["references"], row["deleting_at"]) for row in rows if row] == [
         (1, None),

@@ -17,6 +17,7 @@ from modelharbor.db.models import Visibility
 from modelharbor.db.tokens import Permission
 from modelharbor.errors import ErrorCode, Unauthenticated
 from modelharbor.jobs.put import put_job
+from modelharbor.jobs.states import change_state
 from modelharbor.resolvers.jobs import (
     cancel_job,
     list_jobs,

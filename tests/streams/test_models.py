@@ -16,6 +16,7 @@ from modelharbor.db.keyset import Window
 from modelharbor.db.models import ModelDocument, Visibility
 from modelharbor.errors import NotFound, Refused
 from modelharbor.events.changes import Change
+from modelharbor.observability.commands import counted
 from modelharbor.resolvers.aliases import delete_alias, set_alias
 from modelharbor.resolvers.grants import grant_role
 from modelharbor.resolvers.likes import like_model, unlike_model
@@ -35,8 +36,9 @@ from modelharbor.settings import Settings
 from modelharbor.streams.base import Happening
 from modelharbor.streams.models import ModelEvents, ModelsChanged
 from tests.documents import insert_actor, insert_model, insert_version, viewer_of
+from tests.explaining import Captured, explained
 
-from .watching import Watched, Watching
+from .watching import Watched, Watching, event, place
 
 pytestmark = pytest.mark.anyio
 
@@ -142,6 +144,120 @@ async def test_who_is_told(watch: Watching, settings: Settings) -> None:
     assert await told() == {name: ["MODEL_DELETED"] for name in three}
     await restore_model(database, owner, **one)
     assert await told() == {name: ["MODEL_RESTORED"] for name in three}
+
+
+async def test_who_is_told_of_what_is_gone(watch: Watching, settings: Settings) -> None:
+    """Who could see the model when it was deleted, for the last time: not who could before."""
+    database = watch.database
+    alice = viewer_of(await insert_actor("alice"))
+    bob = await insert_actor("bob")
+    guest = viewer_of(bob)
+    made = {"owner": "alice", "visibility": Visibility.PUBLIC}
+    names = ("hidden", "granted", "shown", "twice", "back", "removed")
+    ids: dict[str, ObjectId] = {}
+    for name in names:
+        row = await create_model(database, alice, settings, name=name, **made)  # type: ignore[arg-type]  # one of many keywords
+        ids[name] = row["_id"]
+
+    async def show(name: str, visibility: Visibility) -> None:
+        await update_model(database, alice, settings, model_id=ids[name], visibility=visibility)
+
+    for name in ("hidden", "granted", "removed"):
+        await show(name, Visibility.PRIVATE)
+    await grant_role(
+        database,
+        alice,
+        subject="Model",
+        subject_id=ids["granted"],
+        actor_id=bob.id,
+        role=Role.VIEWER,
+    )
+    for name in names:
+        await delete_model(database, alice, model_id=ids[name])
+    for name in ("twice", "back"):
+        await restore_model(database, alice, model_id=ids[name])
+        await show(name, Visibility.PRIVATE)
+    await delete_model(database, alice, model_id=ids["twice"])
+    # Gone for good, and so is the word of its deletion.
+    await database.data["models"].delete_one({"_id": ids["removed"]})
+    await database.data["events"].delete_one({"model_id": ids["removed"], "kind": "MODEL_DELETED"})
+
+    expected = {
+        "alice": ["back", "granted", "hidden", "shown", "twice"],
+        "guest": ["granted", "shown"],
+        "nobody": ["shown"],
+    }
+    viewers = {"alice": alice, "guest": guest, "nobody": ANONYMOUS}
+    logged = await watch.logged(ModelEvents().query)
+    titles = {model_id: name for name, model_id in ids.items()}
+
+    async def check() -> None:
+        for title, viewer in viewers.items():
+            reads = watch.reads(viewer)
+            told = await ModelEvents().of_events(reads, logged)
+            assert sorted({titles[each.row["model_id"]] for each in told}) == expected[title]
+            for name, model_id in ids.items():
+                source = ModelEvents(model_ids=(model_id, ids["shown"]))
+                if name in expected[title]:
+                    await source.check(reads)
+                else:
+                    with pytest.raises(NotFound):
+                        await source.check(reads)
+
+    await check()
+    # By the order of commits where it is known, whatever the ids say; what has no place is the latest.
+    events = database.data["events"]
+    deletions = await events.find({"model_id": ids["twice"], "kind": "MODEL_DELETED"}).to_list()
+    first, second = sorted(deletions, key=lambda row: ObjectId(row["_id"]))
+    await events.delete_many({"_id": {"$in": [first["_id"], second["_id"]]}})
+    earlier, later = ObjectId(), ObjectId()
+    await events.insert_many(
+        [
+            {**second, "_id": earlier, "position": "2" * 24},
+            {**first, "_id": later, "position": "1" * 24},
+        ]
+    )
+    await check()
+    await events.update_one({"_id": earlier}, {"$set": {"position": None}})
+    await check()
+
+
+async def test_who_saw_what_is_gone_is_read_at_once_and_from_the_end(watch: Watching) -> None:
+    """In one command for all, which reads no more of a long history than its end."""
+    database = watch.database
+    ids = [ObjectId() for _ in range(20)]
+    rows = [
+        {
+            "_id": ObjectId(),
+            "stream": "models",
+            "kind": "MODEL_UPDATED" if number < 49 else "MODEL_DELETED",
+            "about": [model_id],
+            "principals": ["public"],
+            "model_id": model_id,
+            "position": place(number + 1),
+        }
+        for number in range(50)
+        for model_id in ids
+    ]
+    await database.data["events"].insert_many(rows)
+    others = [
+        {"kind": "MODEL_DELETED", "about": [ObjectId()], "position": None} for _ in range(300)
+    ]
+    await database.data["events"].insert_many(others)
+    changes = [event(row, number) for number, row in enumerate(rows, 1)]
+    captured = Captured()
+    token = counted.set(captured)
+    try:
+        told = await ModelEvents().of_events(watch.reads(ANONYMOUS), changes)
+    finally:
+        counted.reset(token)
+    assert len(told) == 1000
+    [_, command] = [command for _, command in captured.commands]
+    assert "$documents" in command["pipeline"][0]
+    stages = await explained(database, command)
+    looked = [stage for stage in stages if "$lookup" in stage]
+    assert [stage["indexesUsed"] for stage in looked] == [["about"], ["about"]]
+    assert [int(stage["totalDocsExamined"]) for stage in looked] == [20, 0]
 
 
 async def test_only_those_that_are_asked_for(watch: Watching, settings: Settings) -> None:

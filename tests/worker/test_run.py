@@ -17,7 +17,7 @@ from modelharbor.db.tokens import Permission
 from modelharbor.errors import ErrorCode, Forbidden, Refused, Unavailable
 from modelharbor.jobs.states import CLAIMABLE, change_state
 from modelharbor.resolvers.jobs import cancel_job, retry_job
-from modelharbor.worker import claims, outcomes, reports, run
+from modelharbor.worker import claims, outcomes, reports, run, tools
 from modelharbor.worker.interruptions import LeaseLost
 from modelharbor.worker.tools import HandlerSpec, JobCancelled, Tools
 
@@ -569,6 +569,26 @@ async def test_a_parent_waits_for_its_children(hall: Hall) -> None:
     assert await hall.states(job["_id"]) == ["QUEUED", "RUNNING", "QUEUED", "RUNNING", "SUCCEEDED"]
     children = await hall.database.find("jobs", {"parent_id": job["_id"]})
     assert [child["priority"] for child in children] == [3, 3, 3]
+
+
+async def test_no_child_is_too_many_to_be_waited_for(
+    hall: Hall, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tools, "MOST_CHILDREN", 1)
+
+    async def parent(job: Row, tools: Tools) -> Row:
+        quick = await tools.put_child(IMPORT, {"name": "quick"}, key="quick")
+        await tools.put_child(IMPORT, {"name": "slow"}, key="slow")
+        await hall.reaches(quick["_id"], "SUCCEEDED")
+        return {"children": len(await tools.await_children())}
+
+    async def child(job: Row, tools: Tools) -> None:
+        await asyncio.sleep(0.3 if job["input"]["name"] == "slow" else 0)
+
+    job = await hall.put()
+    async with hall.working({REINDEX: parent, IMPORT: child}):
+        done = await hall.reaches(job["_id"], "SUCCEEDED")
+    assert (done["result"], done["open_children"]) == ({"children": 1}, 0)
 
 
 async def test_a_cancelled_parent_puts_no_child(hall: Hall) -> None:

@@ -295,7 +295,7 @@ class _Collecting:
                     tools.database, session, self._limits.blobs, BLOBS_AT_ONCE
                 )
             )
-            if not claim.rows:
+            if not claim.rows and not claim.miscounted:
                 return
             removed = await remove_contents(tools.storage, claim)
             await self._count_in(partial(self._forget, claim, removed))
