@@ -135,6 +135,9 @@ class Settings(BaseSettings):
     idempotency_hours: float = Field(
         default=24.0, gt=0, description="How long an idempotency key is remembered."
     )
+    max_waiting_jobs: int = Field(
+        default=1000, ge=1, description="Imports that one person may have in the queue."
+    )
     event_days: float = Field(
         default=30.0,
         gt=0,

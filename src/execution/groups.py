@@ -169,6 +169,7 @@ class Group:
             if await self.tell_logged(subscription, turn):
                 return
         for told in self.kept:
+            self.hold(subscription, turn)
             if self.is_for(subscription, told.happening):
                 self.hand(subscription, told.happening, told.payload)
                 if told.happening.is_final:

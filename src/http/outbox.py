@@ -63,8 +63,7 @@ class Outbox:
         self._size += len(message)
         if len(self._waiting) > self._most and self._keyed:
             self._drop_oldest()
-        # One message alone may be as large as answers may be.
-        if len(self._waiting) > MOST_WAITING or (self._size > MOST_SIZE and len(self._waiting) > 1):
+        if len(self._waiting) > MOST_WAITING or self._is_too_much():
             self._give_up()
 
     async def room(self) -> None:
@@ -85,6 +84,12 @@ class Outbox:
         self._send, self._stuck, self._at_once = _nowhere, _nothing, None
         if self._sending is not None and self._sending is not asyncio.current_task():
             self._sending.cancel()
+
+    def _is_too_much(self) -> bool:
+        """One message may be as large as answers may be; that it was all comes right after it."""
+        if self._size <= MOST_SIZE:
+            return False
+        return self._size - max(len(message) for _, message in self._waiting) > MOST_SIZE
 
     def _drop(self, key: Hashable) -> None:
         """The one of that key, if there is one: an older one tells nothing more."""

@@ -59,6 +59,7 @@ async def start_import(
         if known is not None:
             return _same(known, given)
     await refuse_import(database, None, viewer, owner, name)
+    await _refuse_too_many(database, user_id, settings.max_waiting_jobs)
     # Only now: who may not import is not told which folders there are.
     await asyncio.to_thread(allowed_folder, settings, source, folder)
 
@@ -78,6 +79,20 @@ async def start_import(
         return _same(job, given)
 
     return await database.transaction(work)
+
+
+async def _refuse_too_many(database: Database, user_id: ObjectId, most: int) -> None:
+    """A few more may slip in at the same moment: it is about thousands."""
+    waiting = await database.data["jobs"].count_documents(
+        {"state": {"$in": [state.value for state in WAITING]}, "created_by_id": user_id},
+        limit=most,
+        maxTimeMS=database.query_timeout_ms,
+    )
+    if waiting >= most:
+        raise Refused(
+            ErrorCode.QUOTA_EXCEEDED,
+            f"{most} jobs of yours wait already: wait for some of them, or cancel some.",
+        )
 
 
 def _same(job: Row, given: Row) -> Row:

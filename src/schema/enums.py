@@ -124,6 +124,7 @@ describe(
         "CONFLICT": "Something else stands in the way; the message says what.",
         "STALE_REVISION": "It was changed since you read it; read again.",
         "INVALID_TRANSITION": "It is not in a state from which this is possible.",
+        "QUOTA_EXCEEDED": "It would be more than you may have; the message says of what.",
         "TIMEOUT": "Of a job: it took too long.",
         "UNAVAILABLE": "Of a job: something that it needs did not answer.",
         "WORKER_DIED": "Of a job: the process that ran it died.",

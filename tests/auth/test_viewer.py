@@ -40,7 +40,7 @@ models = st.fixed_dictionaries(
 viewers = st.one_of(
     st.just(ANONYMOUS),
     st.builds(
-        lambda user, roles, scopes: Viewer(user={"_id": user}, roles=roles, scopes=scopes),
+        lambda user, roles, scopes: Viewer({"_id": user, "is_operator": False}, roles, scopes),
         st.sampled_from(USERS),
         st.dictionaries(st.sampled_from(ORGANIZATIONS), st.sampled_from(Role)),
         st.frozensets(st.sampled_from(P)),

@@ -46,7 +46,7 @@ async def killed(database: Database) -> AsyncIterator[None]:
     async def nothing() -> None:
         """It is dead."""
 
-    one._release = nothing  # type: ignore[method-assign]
+    one._release = nothing  # type: ignore[method-assign]  # as if it had been killed
     task = asyncio.create_task(one.run())
     try:
         yield

@@ -1,7 +1,7 @@
 """Groups of subscriptions: what is shared, what is missed, what is passed over. Without a transport."""
 
 import asyncio
-from collections.abc import AsyncIterator, Hashable
+from collections.abc import AsyncIterator, Callable, Hashable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -15,14 +15,28 @@ from modelharbor.auth.links import DownloadLinks
 from modelharbor.auth.viewer import ANONYMOUS, Viewer, job_principals
 from modelharbor.cache.client import Cache, connect_cache
 from modelharbor.context import Context
+from modelharbor.db.actors import ActorDocument, ActorKind, Role
 from modelharbor.db.base import Row
 from modelharbor.db.connection import Database
+from modelharbor.db.events import EventDocument, EventKind
 from modelharbor.db.jobs import JobKind, JobState
-from modelharbor.errors import BadUserInput, CursorExpired, Forbidden, HarborError, NotFound
+from modelharbor.db.models import ModelDocument, Visibility
+from modelharbor.errors import (
+    BadUserInput,
+    CursorExpired,
+    Forbidden,
+    HarborError,
+    NotFound,
+    RateLimited,
+)
+from modelharbor.events.changes import Change, What
+from modelharbor.events.position import START
 from modelharbor.events.reader import Reader, open_reader
 from modelharbor.events.recorder import recording
 from modelharbor.execution import groups as engine
+from modelharbor.execution import live as live_module
 from modelharbor.execution.documents import DocumentStore
+from modelharbor.execution.execute import run
 from modelharbor.execution.failures import Problem
 from modelharbor.execution.live import Live
 from modelharbor.execution.subscribing import Asked, Subscription
@@ -33,7 +47,8 @@ from modelharbor.observability.metrics import Metrics
 from modelharbor.schema import core, schema
 from modelharbor.schema.nodes import global_id
 from modelharbor.settings import Settings
-from tests.documents import insert_actor, viewer_of
+from modelharbor.streams.base import Happening
+from tests.documents import insert_actor, insert_model, insert_version, viewer_of
 
 pytestmark = pytest.mark.anyio
 S = JobState
@@ -43,6 +58,8 @@ WATCH = """subscription W($id: ID!, $after: Cursor, $rate: Float = 50) {
 }"""
 OWNED = """subscription W($id: ID!) { jobProgress(id: $id) { job { state subject { id } } } }"""
 ALL = "subscription A($after: Cursor) { jobs(after: $after) { cursor job { id state } } }"
+MODELS = "subscription M($after: Cursor) { modelEvents(after: $after) { cursor model { name } } }"
+LIST = "subscription { modelsChanged { ids } }"
 
 
 @dataclass(eq=False)
@@ -90,6 +107,15 @@ class Noted:
         return [(job["state"], job["progress"]["current"]) for job in jobs]
 
     @property
+    def names(self) -> list[str]:
+        return [each["data"]["modelEvents"]["model"]["name"] for each in self.told]
+
+    @property
+    def code(self) -> str | None:
+        """Of what ended it."""
+        return self.problems[0]["extensions"]["code"] if self.problems else None
+
+    @property
     def cursor(self) -> str:
         """Of the last event."""
         [event] = self.told[-1]["data"].values()
@@ -131,13 +157,25 @@ class World:
     def __post_init__(self) -> None:
         self.documents = DocumentStore(core, self.settings)
 
-    async def follow(
+    def subscription(
         self, text: str, viewer: Viewer | None = None, **variables: Any
     ) -> tuple[Noted, Subscription]:
         sink = Noted()
-        subscription = Subscription(self.asked(text, **variables), viewer or self.user, sink)
+        return sink, Subscription(self.asked(text, **variables), viewer or self.user, sink)
+
+    async def follow(
+        self, text: str, viewer: Viewer | None = None, **variables: Any
+    ) -> tuple[Noted, Subscription]:
+        sink, subscription = self.subscription(text, viewer, **variables)
         await self.live.join(subscription)
         return sink, subscription
+
+    async def resume(
+        self, text: str, viewer: Viewer | None = None, **variables: Any
+    ) -> tuple[Noted, Subscription, asyncio.Task[None]]:
+        """While it is told what it missed."""
+        sink, subscription = self.subscription(text, viewer, **variables)
+        return sink, subscription, asyncio.create_task(self.live.join(subscription))
 
     async def put(self, *principals: ObjectId | None, **values: Any) -> Row:
         user_id = self.user.user_id
@@ -169,6 +207,37 @@ class World:
             {"$set": {"progress.current": current}, "$inc": {"progress.sequence": 1}},
         )
 
+    async def happen(self, *models: ModelDocument) -> None:
+        """Something, to each of them in turn."""
+        for model in models:
+            await EventDocument(
+                kind=EventKind.MODEL_UPDATED,
+                about=[model.id, model.owner_id],
+                principals=model.principals,
+                model_id=model.id,
+                after={"summary": "new"},
+            ).insert()
+
+    async def missed(self, text: str, viewer: Viewer, *models: ModelDocument) -> str:
+        """The cursor after which this happened, that only the log knows."""
+        sink, subscription = await self.follow(text, viewer)
+        await self.happen(models[0])
+        await sink.until(1)
+        subscription.close()
+        for group in list(self.live.groups.values()):
+            group.end()  # as in another process
+        place = self.reader.position
+        await self.happen(*models)
+        await until(lambda: len(self.reader.since(place)) == len(models))
+        return sink.cursor
+
+    @property
+    def members(self) -> int:
+        return sum(len(group.members) for group in self.live.groups.values())
+
+    def limit(self, **values: Any) -> None:
+        self.live.settings = self.live.settings.model_copy(update=values)
+
     def counted(self, name: str) -> float:
         found = self.metrics.registry.get_sample_value(name)
         assert found is not None
@@ -199,6 +268,46 @@ async def world(database: Database, settings: Settings) -> AsyncIterator[World]:
 
 def id_of(job: Row) -> str:
     return global_id("Job", job["_id"])
+
+
+async def until(condition: Callable[[], object]) -> None:
+    async with asyncio.timeout(GUARD_SECONDS):
+        while not condition():
+            await asyncio.sleep(0.005)
+
+
+class Gate:
+    """Holds answers back while it is closed."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.is_open = asyncio.Event()
+        self.is_open.set()
+        self.only_passing = False
+        self.waiting = 0
+        made = engine.Group.payload
+
+        async def payload(group: engine.Group, happening: Happening) -> bytes:
+            if happening.is_passing or not self.only_passing:
+                self.waiting += 1
+                try:
+                    await self.is_open.wait()
+                finally:
+                    self.waiting -= 1
+            return await made(group, happening)
+
+        monkeypatch.setattr(engine.Group, "payload", payload)
+
+    def close(self, *, only_passing: bool = False) -> None:
+        self.only_passing = only_passing
+        self.is_open.clear()
+
+    def open(self) -> None:
+        self.is_open.set()
+
+
+@pytest.fixture
+def gate(monkeypatch: pytest.MonkeyPatch) -> Gate:
+    return Gate(monkeypatch)
 
 
 async def test_an_answer_is_made_once_for_all_who_want_the_same(world: World) -> None:
@@ -454,3 +563,460 @@ async def test_a_cursor_is_good_for_its_own_subscription_and_time(world: World) 
     world.live.settings = world.settings.model_copy(update={"event_days": 1e-9})
     with pytest.raises(CursorExpired):
         await world.follow(WATCH, id=id_of(job), after=sink.cursor)
+
+
+# ---- who gets what, where answers hang on rights
+
+
+async def organization_of(
+    world: World, role: Role, visibility: Visibility = Visibility.PRIVATE
+) -> tuple[ActorDocument, ModelDocument, Viewer]:
+    """One with a model, of which the user is a member."""
+    owner = await insert_actor("acme", ActorKind.ORGANIZATION)
+    model = await insert_model(owner, "m", visibility=visibility)
+    return owner, model, replace(world.user, roles={owner.id: role})
+
+
+async def test_equal_principals_in_other_roles_share_no_answers(world: World) -> None:
+    text = """subscription M($after: Cursor) { modelEvents(after: $after) { cursor model {
+      viewerCan latestVersion { files(first: 1) { nodes { downloadUrl } } }
+    } } }"""
+    owner, model, admin = await organization_of(world, Role.ADMIN)
+    await insert_version(world.database, model, {"weights.bin": 3})
+    reader = replace(admin, roles={owner.id: Role.VIEWER})
+    assert admin.principals == reader.principals
+
+    def seen(sink: Noted) -> list[tuple[int, bool]]:
+        """How much may be done, and whether there are links."""
+        models = [each["data"]["modelEvents"]["model"] for each in sink.told]
+        links = [each["latestVersion"]["files"]["nodes"][0]["downloadUrl"] for each in models]
+        return [
+            (len(each["viewerCan"]), link is not None)
+            for each, link in zip(models, links, strict=True)
+        ]
+
+    first, subscription = await world.follow(text, admin)
+    staying, _ = await world.follow(text, admin)
+    second, _ = await world.follow(text, reader)
+    assert len(world.live.groups) == 2
+    await world.happen(model)
+    for sink in (first, staying, second):
+        await sink.until(1)
+    assert (seen(first), seen(second)) == ([(6, True)], [(1, False)])
+    # One is taken a role: from the next event on, also of what was missed meanwhile.
+    subscription.leave()
+    await world.happen(model)
+    await staying.until(2)
+    await world.live.renew(subscription, reader)
+    await world.happen(model)
+    await first.until(3)
+    await staying.until(3)
+    assert seen(first) == [(6, True), (1, False), (1, False)]
+    assert seen(staying) == [(6, True)] * 3
+
+
+async def test_what_became_private_is_not_told_again(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engine, "FRESH_SECONDS", 0.0)
+    owner, model, _ = await organization_of(world, Role.ADMIN, Visibility.PUBLIC)
+    public = await insert_model(owner, "public")
+    staying, _ = await world.follow(MODELS, ANONYMOUS)
+    sink, subscription = await world.follow(MODELS, ANONYMOUS)
+    await world.happen(model)
+    await sink.until(1)
+    subscription.close()
+    await world.happen(model)
+    await staying.until(2)
+    [group] = world.live.groups.values()
+    assert len(group.kept) == 2
+    hidden = {"visibility": "PRIVATE", "principals": [f"actor:{owner.id}"]}
+    await world.database.data["models"].update_one({"_id": model.id}, {"$set": hidden})
+    back, _ = await world.follow(MODELS, ANONYMOUS, after=sink.cursor)
+    await world.happen(public)
+    await back.until(1)
+    assert back.names == ["public"]
+    assert staying.names == ["m", "m", "public"]
+
+
+async def test_what_stands_is_shown_as_rights_are_now(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    owner, model, _ = await organization_of(world, Role.ADMIN, Visibility.PUBLIC)
+    job = await world.put(subject={"type": "Model", "id": model.id})
+
+    async def subject() -> Any:
+        sink, _ = await world.follow(OWNED, id=id_of(job))
+        return sink.told[0]["data"]["jobProgress"]["job"]["subject"]
+
+    shown = {"id": global_id("Model", model.id)}
+    assert [await subject(), await subject()] == [shown, shown]
+    assert world.counted("modelharbor_encodings_total") == 1
+    hidden = {"visibility": "PRIVATE", "principals": [f"actor:{owner.id}"]}
+    await world.database.data["models"].update_one({"_id": model.id}, {"$set": hidden})
+    monkeypatch.setattr(engine, "FRESH_SECONDS", 0.0)
+    assert await subject() is None
+    assert len(world.live.groups) == 1
+
+
+# ---- what goes on while something is told that was missed
+
+
+@pytest.mark.parametrize("end", [Subscription.close, Subscription.leave])
+async def test_whoever_leaves_while_it_is_told_gets_no_more(
+    world: World, gate: Gate, end: Callable[[Subscription], None]
+) -> None:
+    model = await insert_model(await insert_actor("own"), "m")
+    after = await world.missed(MODELS, world.user, *[model] * 5)
+    gate.close()
+    sink, subscription, joining = await world.resume(MODELS, after=after)
+    await until(lambda: gate.waiting)
+    end(subscription)
+    gate.open()
+    await joining
+    assert (sink.told, sink.is_complete, sink.problems) == ([], False, None)
+    assert world.members == 0
+    assert subscription.group is None
+
+
+async def test_whoever_is_closed_while_it_is_admitted_does_not_come_in(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = await world.put()
+    check, checked, go_on = world.live.check, asyncio.Event(), asyncio.Event()
+
+    async def slow(*args: Any) -> None:
+        await check(*args)
+        checked.set()
+        await go_on.wait()
+
+    monkeypatch.setattr(world.live, "check", slow)
+    sink, subscription, joining = await world.resume(WATCH, id=id_of(job))
+    await checked.wait()
+    subscription.close()
+    go_on.set()
+    await joining
+    assert (sink.told, world.live.groups) == ([], {})
+
+
+async def test_renewals_while_it_is_told_leave_one_membership_and_nothing_twice(
+    world: World, gate: Gate
+) -> None:
+    owner, model, viewer = await organization_of(world, Role.ADMIN)
+    after = await world.missed(MODELS, viewer, *[model] * 5)
+    gate.close()
+    sink, subscription, joining = await world.resume(MODELS, viewer, after=after)
+    await until(lambda: gate.waiting)
+    renewing = [
+        asyncio.create_task(
+            world.live.renew(subscription, replace(viewer, roles={owner.id: role, **more}))
+        )
+        for role, more in ((Role.VIEWER, {}), (Role.MAINTAINER, {ObjectId(): Role.ADMIN}))
+    ]
+    await until(lambda: gate.waiting >= 2)
+    gate.open()
+    await asyncio.gather(joining, *renewing)
+    assert (len(sink.told), world.members) == (5, 1)
+    await world.happen(model)
+    await sink.until(6)
+    cursors = [each["data"]["modelEvents"]["cursor"] for each in sink.told]
+    assert len(cursors) == len(set(cursors)) == 6
+    assert world.counted("modelharbor_subscriptions") == 1
+
+
+async def test_rights_that_are_taken_while_it_is_told_count_from_then_on(
+    world: World, gate: Gate
+) -> None:
+    _, model, viewer = await organization_of(world, Role.VIEWER)
+    after = await world.missed(MODELS, viewer, *[model] * 5)
+    gate.close()
+    sink, subscription, joining = await world.resume(MODELS, viewer, after=after)
+    await until(lambda: gate.waiting)
+    await world.live.renew(subscription, replace(viewer, roles={}))
+    gate.open()
+    await joining
+    assert (sink.told, world.members) == ([], 1)  # it goes on, with what it may see now
+
+
+@pytest.mark.parametrize("state", [S.SUCCEEDED, S.RETRYING])
+async def test_a_slow_answer_of_what_stands_comes_neither_twice_nor_too_late(
+    world: World, gate: Gate, state: JobState
+) -> None:
+    job = await world.put()
+    staying, _ = await world.follow(WATCH, id=id_of(job))
+    await world.become(job, S.RUNNING)
+    await staying.until(2)
+    after = staying.cursor
+    await world.progress(job, 3)
+    await staying.until(3)
+    gate.close(only_passing=True)
+    sink, _, joining = await world.resume(WATCH, id=id_of(job), after=after)
+    await until(lambda: gate.waiting)
+    await world.become(job, state)
+    await sink.until(1)
+    gate.open()
+    await joining
+    assert sink.states == [(state.value, "3")]
+    assert sink.is_complete == (state is S.SUCCEEDED)
+    if state is S.RETRYING:
+        await world.become(job, S.RUNNING, S.SUCCEEDED)
+        await sink.ended()
+        assert sink.states == [("RETRYING", "3"), ("RUNNING", "3"), ("SUCCEEDED", "3")]
+
+
+async def test_what_happens_while_rights_are_renewed_is_not_missed(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = await insert_model(await insert_actor("own"), "m")
+    sink, subscription = await world.follow(MODELS)
+    check, go_on = world.live.check, asyncio.Event()
+
+    async def slow(*args: Any) -> None:
+        await go_on.wait()
+        await check(*args)
+
+    monkeypatch.setattr(world.live, "check", slow)
+    renewing = asyncio.create_task(
+        world.live.renew(subscription, replace(world.user, roles={ObjectId(): Role.VIEWER}))
+    )
+    await until(lambda: world.members == 0)
+    place = world.reader.position
+    await world.happen(model)
+    await until(lambda: world.reader.position > place)
+    assert sink.told == []
+    go_on.set()
+    await renewing
+    await world.happen(model)
+    await sink.until(2)
+    assert sink.names == ["m", "m"]
+
+
+# ---- what it may cost
+
+
+async def test_there_are_so_many_different_subscriptions(world: World) -> None:
+    world.limit(max_streams=2)
+    first, second, third = [await world.put() for _ in range(3)]
+    _, subscription = await world.follow(WATCH, id=id_of(first))
+    await world.follow(WATCH, id=id_of(second))
+    with pytest.raises(RateLimited, match="2 different subscriptions"):
+        await world.follow(WATCH, id=id_of(third))
+    await world.follow(WATCH, id=id_of(second))  # it is not a different one
+    subscription.close()
+    assert len(world.live.groups) == 2  # for who comes back
+    sink, _ = await world.follow(WATCH, id=id_of(third))
+    assert (sink.states, len(world.live.groups)) == ([("QUEUED", "0")], 2)
+    with pytest.raises(RateLimited):
+        await world.follow(WATCH, id=id_of(first))
+
+
+async def test_a_source_with_a_pace_holds_no_changes(world: World) -> None:
+    await world.follow(LIST)
+    [group] = world.live.groups.values()
+    for _ in range(5):
+        group.take(Change(What.MODEL, START, {"model_id": ObjectId()}))
+    assert len(group.changes) == 1
+
+
+async def test_too_many_changes_end_what_cannot_keep_up(
+    world: World, gate: Gate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engine, "MOST_CHANGES", 3)
+    model = await insert_model(await insert_actor("own"), "m")
+    sink, _ = await world.follow(MODELS)
+    gate.close()
+    await world.happen(*[model] * 2)
+    await until(lambda: gate.waiting)
+    await world.happen(*[model] * 4)
+    await sink.ended()
+    assert (sink.code, sink.told, world.live.groups) == ("UNAVAILABLE", [], {})
+    assert world.reader._subscribers == {}
+
+
+async def test_what_takes_no_after_is_neither_kept_nor_waited_for(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("modelharbor.streams.models.ModelsChanged.pace", 0.01)
+    owner = await insert_actor("own")
+    sink, subscription = await world.follow(LIST)
+    _, other = await world.follow(LIST)
+    await insert_model(owner, "m")
+    await sink.until(2)
+    [group] = world.live.groups.values()
+    assert (len(group.kept), group.kept_bytes) == (0, 0)
+    subscription.close()
+    assert len(world.live.groups) == 1
+    other.close()
+    assert world.live.groups == {}
+    await until(lambda: not world.live.tasks)
+    assert world.reader._subscribers == {}
+
+
+async def test_what_is_kept_is_bounded_and_the_rest_comes_from_the_log(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = await insert_model(await insert_actor("own"), "m")
+    staying, _ = await world.follow(MODELS)
+    [group] = world.live.groups.values()
+    began = group.kept_from
+    await world.happen(model)
+    await staying.until(1)
+    cursor, size = staying.cursor, group.kept_bytes
+    assert (group.kept_from, len(group.kept)) == (began, 1)
+    monkeypatch.setattr(engine, "KEPT_BYTES", 3 * size)
+    await world.happen(*[model] * 5)
+    await staying.until(6)
+    assert (len(group.kept), group.kept_bytes) == (3, 3 * size)
+    assert began < group.kept_from < group.kept[0].happening.position
+    logged: list[str] = []
+    source = type(group.source)
+    of_events = source.of_events
+
+    async def noted(source: Any, reads: Any, changes: Any) -> list[Happening]:
+        logged.extend(change.position for change in changes)
+        return await of_events(source, reads, changes)
+
+    monkeypatch.setattr(source, "of_events", noted)
+    back, _ = await world.follow(MODELS, after=cursor)
+    assert back.told == staying.told[1:]
+    assert len(logged) == 5
+    late, _ = await world.follow(MODELS, after=staying.told[2]["data"]["modelEvents"]["cursor"])
+    assert late.told == staying.told[3:]
+    assert len(logged) == 5  # all of that was kept
+
+
+async def test_an_answer_may_have_a_size(world: World) -> None:
+    job = await world.put()
+    world.limit(max_answer_bytes=50)
+    sink, _ = await world.follow(WATCH, id=id_of(job))
+    [answer] = sink.told
+    [error] = answer["errors"]
+    assert answer["data"] is None
+    assert error["extensions"]["code"] == "OPERATION_TOO_COMPLEX"
+    assert error["extensions"]["limit"] == 50
+    world.limit(max_answer_bytes=1000)
+    await world.become(job, S.RUNNING)
+    await sink.until(2)
+    assert sink.told[1]["data"]["jobProgress"]["job"]["state"] == "RUNNING"
+
+
+# ---- what fails
+
+
+class Broken(Noted):
+    """A client that cannot be sent to any more."""
+
+    attempts = 0
+
+    def send(self, payload: bytes, key: Hashable) -> None:
+        self.attempts += 1
+        raise RuntimeError("This client is gone.")
+
+
+async def test_one_client_that_fails_is_nothing_to_the_others(world: World) -> None:
+    model = await insert_model(await insert_actor("own"), "m")
+    before, _ = await world.follow(MODELS)
+    broken, (_, subscription) = Broken(), world.subscription(MODELS)
+    subscription.sink = broken
+    await world.live.join(subscription)
+    after, _ = await world.follow(MODELS)
+    await world.happen(*[model] * 2)
+    for sink in (before, after):
+        await sink.until(2)
+        assert sink.names == ["m", "m"]
+    assert (broken.attempts, subscription.is_closed, world.members) == (1, True, 2)
+
+
+@pytest.mark.parametrize("is_kept", [True, False])
+async def test_one_client_that_fails_while_it_comes_in_is_left_alone(
+    world: World, is_kept: bool
+) -> None:
+    model = await insert_model(await insert_actor("own"), "m")
+    if is_kept:
+        staying, _ = await world.follow(MODELS)
+        await world.happen(*[model] * 4)
+        await staying.until(4)
+        after = staying.told[0]["data"]["modelEvents"]["cursor"]
+    else:
+        after = await world.missed(MODELS, world.user, *[model] * 4)
+    broken, (_, subscription) = Broken(), world.subscription(MODELS, after=after)
+    subscription.sink = broken
+    await world.live.join(subscription)
+    assert (broken.attempts, subscription.is_closed) == (1, True)
+    assert world.members == (1 if is_kept else 0)
+
+
+async def test_the_last_progress_of_each_of_many_jobs_always_comes(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("modelharbor.schema.subscription.JOBS_RATE_HZ", 10.0)
+    text = "subscription { jobs { job { id state progress { current } } } }"
+    busy = [await world.put() for _ in range(4)]
+    other = await world.put()
+    for job in (*busy, other):
+        await world.become(job, S.RUNNING)
+    sink, _ = await world.follow(text)
+    for current in range(1, 11):
+        for job in busy if current % 2 else reversed(busy):
+            await world.progress(job, current)
+    await world.become(other, S.SUCCEEDED)
+
+    def last() -> dict[str, tuple[str, str]]:
+        jobs = [each["data"]["jobs"]["job"] for each in sink.told]
+        return {job["id"]: (job["state"], job["progress"]["current"]) for job in jobs}
+
+    wanted = {id_of(job): ("RUNNING", "10") for job in busy} | {id_of(other): ("SUCCEEDED", "0")}
+    await until(lambda: last() == wanted)
+    assert len(sink.told) < 40
+
+
+async def test_the_process_ends_though_an_answer_hangs(
+    world: World, gate: Gate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(live_module, "LAST_SECONDS", 0.1)
+    job = await world.put()
+    sink, _ = await world.follow(WATCH, id=id_of(job), rate=0.1)
+    await world.become(job, S.RUNNING)
+    await world.progress(job, 1)
+    await sink.until(3)
+    await world.progress(job, 2)
+    [group] = world.live.groups.values()
+    await until(lambda: group.pending)
+    gate.close()
+    closed = asyncio.Event()
+    world.live.shut_down[closed.set] = None
+    world.live.shut()
+    async with asyncio.timeout(5):
+        await closed.wait()
+    assert len(sink.told) == 3
+
+
+@pytest.mark.parametrize(
+    ("code", "failures", "runs"), [("TIMEOUT", 9, 1), ("UNAVAILABLE", 2, 3), ("UNAVAILABLE", 9, 4)]
+)
+async def test_what_may_come_back_is_read_again_and_what_takes_too_long_is_not(
+    world: World, monkeypatch: pytest.MonkeyPatch, code: str, failures: int, runs: int
+) -> None:
+    monkeypatch.setattr(engine, "AGAIN_SECONDS", 0.001)
+    monkeypatch.setattr(engine, "PATIENCE", 4)
+    job = await world.put()
+    sink, _ = await world.follow(WATCH, id=id_of(job))
+    count = 0
+
+    async def failing(*args: Any) -> Any:
+        nonlocal count
+        count += 1
+        answer = await run(*args)
+        if count <= failures:
+            answer.errors.append({"message": "no", "extensions": {"code": code}})
+        return answer
+
+    monkeypatch.setattr(engine, "run", failing)
+    await world.become(job, S.RUNNING)
+    await sink.until(2)
+    assert count == runs
+    errors = [each["extensions"]["code"] for each in sink.told[1].get("errors", [])]
+    assert errors == ([code] if failures == 9 else [])
+    await world.progress(job, 1)  # newer progress comes anyway
+    await sink.until(3)
+    assert count == runs + 1

@@ -122,6 +122,25 @@ async def test_a_revoked_token_ends_what_it_opened(served: Served) -> None:
     assert document.id
 
 
+async def test_a_token_that_was_revoked_just_now_changes_nothing(
+    served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def look() -> None:
+        """It is not its turn yet."""
+
+    monkeypatch.setattr(served.server.lifespan.state["viewers"], "look", look)
+    create = """mutation { createModel(input: {owner: "ada", name: "m"}) {
+      model { name } userErrors { code }
+    } }"""
+    async with open_client(served.ws, served.token) as client:
+        await revoke(served, served.token)
+        await client.subscribe("1", create)
+        await ends_unauthenticated(client, "1")
+        await client.subscribe("2", "{ viewer { login } }")  # some seconds behind
+        assert await client.next("2") == {"viewer": {"login": "ada"}}
+    assert await served.database.data["models"].count_documents({}) == 0
+
+
 async def test_a_membership_that_is_taken_ends_what_it_showed(served: Served) -> None:
     organization = await insert_actor("acme", ActorKind.ORGANIZATION)
     member = await insert_actor("grace")

@@ -123,6 +123,7 @@ MALFORMED: list[tuple[str | bytes, str]] = [
     ('{"type":"subscribe","id":7,"payload":{}}', "`id` takes 1 to 256 characters"),
     (json.dumps(subscribe("x" * 257, {})), "`id` takes 1 to 256 characters"),
     ('{"type":"complete"}', "`id` takes 1 to 256 characters"),
+    (f'{{"type":"ping","payload":{"[" * 300}{"]" * 300}}}', "The payload is nested too deeply"),
     ('{"type":"subscribe","id":"1"}', "`payload` of subscribe takes an object"),
     ('{"type":"subscribe","id":"1","payload":[]}', "`payload` of subscribe takes an object"),
     ('{"type":"subscribe","id":"1","payload":null}', "`payload` of subscribe takes an object"),
@@ -190,6 +191,7 @@ async def test_who_may_knock(served: Served) -> None:
     refused: list[tuple[str, dict[str, Any]]] = [
         (served.ws, {"origin": "https://evil.example"}),
         (served.ws, {"origin": "null"}),
+        (served.ws, {"origin": "http://["}),
         (served.ws, {"origin": f"http://127.0.0.1:{served.port + 1}"}),
         (served.ws, {"origin": f"{ALLOWED}.evil.example"}),
         (served.ws.replace("127.0.0.1", "localhost"), {}),  # a Host that it does not go by

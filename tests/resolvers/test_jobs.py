@@ -116,6 +116,20 @@ async def test_an_import_names_the_model_that_is_there(
     assert job["subject"] == {"type": "Model", "id": model.id}
 
 
+async def test_a_person_has_so_many_imports_in_the_queue(
+    database: Database, roots: Settings, company: Company
+) -> None:
+    few = roots.model_copy(update={"max_waiting_jobs": 2})
+    asked = {"source": "disk", "folder": "team/tiny", "owner": "acme"}
+    first = await start_import(database, company.admin, few, **asked, name="a")
+    await start_import(database, company.admin, few, **asked, name="b")
+    async with refused(database, ErrorCode.QUOTA_EXCEEDED, says="2 jobs of yours"):
+        await start_import(database, company.admin, few, **asked, name="c")
+    await start_import(database, company.member(Role.MAINTAINER), few, **asked, name="c")
+    await cancel_job(database, company.admin, job_id=first["_id"])
+    await start_import(database, company.admin, few, **asked, name="c")
+
+
 @pytest.mark.parametrize(
     ("folder", "says"),
     [
