@@ -123,7 +123,9 @@ class Viewer:
 
     @property
     def operates(self) -> bool:
-        return bool(self.user and self.user.get("is_operator") and Permission.OPERATE in self.scopes)
+        return bool(
+            self.user and self.user.get("is_operator") and Permission.OPERATE in self.scopes
+        )
 
 
 ANONYMOUS = Viewer()

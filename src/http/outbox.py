@@ -67,8 +67,10 @@ class Outbox:
             self._give_up()
 
     async def room(self) -> None:
-        """Back when less waits than would make messages be left out."""
-        while self._sending is not None and not self.is_ended and len(self._waiting) >= self._most:
+        """Back when little enough waits that nothing would be left out, nor the client given up."""
+        while self._sending is not None and not self.is_ended:
+            if len(self._waiting) < self._most and self._size < MOST_SIZE // 2:
+                return
             await asyncio.wait([self._sending], timeout=ROOM_SECONDS)
 
     async def drained(self) -> None:

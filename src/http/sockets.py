@@ -280,6 +280,7 @@ class Socket:
                     running.fail(answer.errors)
                 else:
                     _, body = self.endpoint.content(self.request, answer, cost)
+                    await running.room()
                     running.send(body, None)
                     running.complete()
         except InvalidDocument as error:

@@ -170,7 +170,7 @@ class World:
         await self.live.join(subscription)
         return sink, subscription
 
-    async def resume(
+    def resume(
         self, text: str, viewer: Viewer | None = None, **variables: Any
     ) -> tuple[Noted, Subscription, asyncio.Task[None]]:
         """While it is told what it missed."""
@@ -669,7 +669,7 @@ async def test_whoever_leaves_while_it_is_told_gets_no_more(
     model = await insert_model(await insert_actor("own"), "m")
     after = await world.missed(MODELS, world.user, *[model] * 5)
     gate.close()
-    sink, subscription, joining = await world.resume(MODELS, after=after)
+    sink, subscription, joining = world.resume(MODELS, after=after)
     await until(lambda: gate.waiting)
     end(subscription)
     gate.open()
@@ -691,7 +691,7 @@ async def test_whoever_is_closed_while_it_is_admitted_does_not_come_in(
         await go_on.wait()
 
     monkeypatch.setattr(world.live, "check", slow)
-    sink, subscription, joining = await world.resume(WATCH, id=id_of(job))
+    sink, subscription, joining = world.resume(WATCH, id=id_of(job))
     await checked.wait()
     subscription.close()
     go_on.set()
@@ -705,7 +705,7 @@ async def test_renewals_while_it_is_told_leave_one_membership_and_nothing_twice(
     owner, model, viewer = await organization_of(world, Role.ADMIN)
     after = await world.missed(MODELS, viewer, *[model] * 5)
     gate.close()
-    sink, subscription, joining = await world.resume(MODELS, viewer, after=after)
+    sink, subscription, joining = world.resume(MODELS, viewer, after=after)
     await until(lambda: gate.waiting)
     renewing = [
         asyncio.create_task(
@@ -730,7 +730,7 @@ async def test_rights_that_are_taken_while_it_is_told_count_from_then_on(
     _, model, viewer = await organization_of(world, Role.VIEWER)
     after = await world.missed(MODELS, viewer, *[model] * 5)
     gate.close()
-    sink, subscription, joining = await world.resume(MODELS, viewer, after=after)
+    sink, subscription, joining = world.resume(MODELS, viewer, after=after)
     await until(lambda: gate.waiting)
     await world.live.renew(subscription, replace(viewer, roles={}))
     gate.open()
@@ -750,7 +750,7 @@ async def test_a_slow_answer_of_what_stands_comes_neither_twice_nor_too_late(
     await world.progress(job, 3)
     await staying.until(3)
     gate.close(only_passing=True)
-    sink, _, joining = await world.resume(WATCH, id=id_of(job), after=after)
+    sink, _, joining = world.resume(WATCH, id=id_of(job), after=after)
     await until(lambda: gate.waiting)
     await world.become(job, state)
     await sink.until(1)

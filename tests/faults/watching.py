@@ -147,7 +147,7 @@ class Watcher:
             async with asyncio.timeout(seconds):
                 connection = await connect(
                     self.served.ws,
-                    subprotocols=["graphql-transport-ws"],  # type: ignore[list-item]
+                    subprotocols=["graphql-transport-ws"],  # type: ignore[list-item]  # it wants a NewType
                     compression=None,
                     ping_interval=None,
                 )
