@@ -17,10 +17,9 @@ from modelharbor.settings import Settings
 from tests.http.processes import free_port
 
 from .figures import is_long, record
-from .workers import Shop, opened
+from .workers import LEASE, Shop, opened
 
 pytestmark = pytest.mark.anyio
-LEASE = 15.0 if is_long() else 1.0
 
 
 @pytest.fixture

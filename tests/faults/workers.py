@@ -22,8 +22,11 @@ from modelharbor.jobs.put import put_job
 from modelharbor.jobs.waking import wake
 from modelharbor.settings import Settings
 
+from .figures import is_long
+
 ROOT = Path(__file__).parent.parent.parent
-PATIENCE_SECONDS = 25.0  # a guard against hanging
+LEASE = 15.0 if is_long() else 1.0
+PATIENCE_SECONDS = 25 + 8 * LEASE  # a guard against hanging
 
 
 @dataclass
