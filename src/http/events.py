@@ -102,6 +102,12 @@ class EventStream(Response):
     # ---- a response
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await self.stream(scope, receive, send)
+        finally:
+            self.end()
+
+    async def stream(self, scope: Scope, receive: Receive, send: Send) -> None:
         await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
 
         async def send_event(event: bytes) -> None:
@@ -136,7 +142,6 @@ class EventStream(Response):
             for task in (following, gone, ended):
                 task.cancel()
             self.outbox.end()
-            self.end()
 
     async def follow(self) -> None:
         """Once the answer has begun."""
