@@ -3,9 +3,11 @@
 import asyncio
 import re
 import sys
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from datetime import datetime
 from typing import Annotated, Any, Final
 
+import orjson
 import typer
 from bson import ObjectId
 from rich.console import Console, RenderableType
@@ -17,9 +19,10 @@ from rich.text import Text
 from modelharbor.cache.client import connect_cache
 from modelharbor.db.base import Row
 from modelharbor.db.connection import Database
-from modelharbor.db.jobs import ENDED, JobKind, JobState
+from modelharbor.db.jobs import ENDED, HELD, JobKind, JobState
 from modelharbor.errors import ErrorCode, Refused
 from modelharbor.jobs.waking import wake
+from modelharbor.resolvers.access import full_name
 from modelharbor.resolvers.jobs import (
     cancel_job,
     jobs_by_id,
@@ -48,6 +51,7 @@ commands = typer.Typer(help="Jobs: long work that workers do.")
 COLUMNS: Final = {
     "id": "Id",
     "kind": "Kind",
+    "about": "About",
     "state": "State",
     "done": "Done",
     "attempt": "Attempt",
@@ -57,6 +61,9 @@ COLUMNS: Final = {
 }
 LOOK_SECONDS: Final = 0.5
 BAR_WIDTH: Final = 24
+NARROW_BAR_WIDTH: Final = 12
+WIDE: Final = 100  # columns of a terminal
+UNNAMED: Final = "-"
 MOST_WATCHED: Final = 1000
 ID: Final = re.compile(r"[0-9a-f]{24}")
 UNENDED: Final = frozenset(JobState) - ENDED
@@ -100,7 +107,8 @@ def list_(
     """List jobs, the newest first."""
 
     async def work(database: Database) -> list[Row]:
-        return await list_jobs(database, states=state or (), kinds=kind or (), limit=limit)
+        jobs = await list_jobs(database, states=state or (), kinds=kind or (), limit=limit)
+        return await _named(database, jobs, {})
 
     rows = on_database(work)
     show([_listed(row) for row in rows], COLUMNS, as_json=as_json)
@@ -109,6 +117,37 @@ def list_(
 
 def _listed(job: Row) -> Row:
     return {**job, "id": str(job["_id"]), "done": _done(job), "told": _told(job)}
+
+
+async def _named(database: Database, jobs: Sequence[Row], known: dict[ObjectId, str]) -> list[Row]:
+    """Each with the name of the model it is `about`; `known` keeps names for the next time."""
+    models = {job["_id"]: _model_about(job) for job in jobs if _to_import(job) is None}
+    unknown = {model for model in models.values() if model is not None} - known.keys()
+    if unknown:
+        found = database.data["models"].find(
+            {"_id": {"$in": list(unknown)}},
+            {"owner_login": 1, "name": 1},
+            max_time_ms=database.query_timeout_ms,
+        )
+        names = {model["_id"]: full_name(model) for model in await found.to_list(None)}
+        known.update({model: names.get(model, UNNAMED) for model in unknown})
+    return [
+        {**job, "about": _to_import(job) or known.get(models[job["_id"]] or job["_id"], UNNAMED)}
+        for job in jobs
+    ]
+
+
+def _to_import(job: Row) -> str | None:
+    given = job.get("input") or {}
+    if job["kind"] != JobKind.IMPORT_MODEL.value or not (given.get("owner") and given.get("name")):
+        return None
+    return f"{given['owner']}/{given['name']}"
+
+
+def _model_about(job: Row) -> ObjectId | None:
+    subject = job.get("subject") or {}
+    model_id: ObjectId | None = subject.get("id") if subject.get("type") == "Model" else None
+    return model_id
 
 
 def _done(job: Row) -> str | None:
@@ -121,10 +160,15 @@ def _done(job: Row) -> str | None:
 
 
 def _told(job: Row) -> str | None:
+    """What it does; of one that has ended, why it ended so."""
+    state = JobState(job["state"])
+    comment: str | None = job["comment"]
+    message: str | None = job["progress"]["message"]
+    if state in HELD:
+        return message or comment
     if job["error"] is not None:
         return f"{job['error']['code']}: {job['error']['message']}"
-    message: str | None = job["comment"] or job["progress"]["message"]
-    return message
+    return comment if state in ENDED else comment or message
 
 
 @commands.command("show")
@@ -143,15 +187,60 @@ def show_(job: Id, as_json: AsJson = False) -> None:
         log = [{name: line[name] for name in ("at", "level", "message")} for line in lines]
         show_json({**told, "log": log})
         return
-    known = [
-        {"name": name, "value": value}
-        for name, value in told.items()
-        if value not in (None, [], {})
-    ]
-    show(known, {"name": "Field", "value": "Value"}, as_json=False)
+    show(list(_fields(told)), {"name": "Field", "value": "Value"}, as_json=False)
     if lines:
         typer.echo()
-        show(lines, {"at": "At", "level": "Level", "message": "Message"}, as_json=False)
+        log = [{**line, "at": _value(line["at"])} for line in lines]
+        show(log, {"at": "At", "level": "Level", "message": "Message"}, as_json=False)
+
+
+def _fields(told: Row) -> Iterator[Row]:
+    """For people: without what says nothing; a field of many lines is named at its first."""
+    for name, value in told.items():
+        for number, line in enumerate(_told_lines(name, value, told)):
+            yield {"name": "" if number else name, "value": line}
+
+
+def _told_lines(name: str, value: Any, told: Row) -> list[str]:
+    if value in (None, 0, "", [], {}):
+        return []
+    if name == "progress":
+        line = _progress_line(value, ended=JobState(told["state"]) in ENDED)
+        return [line] if line else []
+    if name == "steps":
+        return [f"{step['name']}  {step['state']}" for step in value]
+    if name == "error":
+        at = f" (at {'.'.join(value['path'])})" if value.get("path") else ""
+        return [f"{value['code']}: {value['message']}{at}"]
+    if name == "subject":
+        return [f"{value['type']} {value['id']}"]
+    if isinstance(value, dict):  # a 0 stays: it may be the answer
+        return [
+            f"{key}: {_value(each)}"
+            for key, each in value.items()
+            if each is not None and each not in ("", [], {})
+        ]
+    return [_value(value)]
+
+
+def _progress_line(progress: Row, *, ended: bool) -> str:
+    current, total, unit, rate = (progress[key] for key in ("current", "total", "unit", "rate"))
+    parts: list[str] = []
+    if total:
+        parts += [f"{min(100, 100 * current // total)} %", f"{current:,} of {total:,} {unit}"]
+    elif current:
+        parts.append(f"{current:,} {unit}")
+    if rate:
+        parts.append(f"{rate:,.0f} a second" if rate >= 10 else f"{rate:.2g} a second")
+    if progress["message"] and not ended:
+        parts.append(progress["message"])
+    return ", ".join(parts)
+
+
+def _value(value: object) -> str:
+    if isinstance(value, datetime):
+        return f"{value:%Y-%m-%d %H:%M:%S}"
+    return value if isinstance(value, str) else orjson.dumps(value, default=str).decode()
 
 
 def _whole(job: Row) -> Row:
@@ -187,12 +276,13 @@ def watch(
 
     async def work(database: Database) -> None:
         seen: list[ObjectId] = []
+        names: dict[ObjectId, str] = {}
 
         async def look() -> list[Row]:
             going = await list_jobs(database, states=UNENDED, limit=MOST_WATCHED)
             new = {row["_id"] for row in going} - set(seen)
             seen.extend(sorted(new))
-            return await jobs_by_id(database, seen[-MOST_WATCHED:])
+            return await _named(database, await jobs_by_id(database, seen[-MOST_WATCHED:]), names)
 
         if not await _watched(look):
             typer.echo("No job waits or runs.")
@@ -202,7 +292,12 @@ def watch(
 
 def _follow(job_id: ObjectId) -> None:
     async def work(database: Database) -> list[Row]:
-        return await _watched(lambda: jobs_by_id(database, [job_id]))
+        names: dict[ObjectId, str] = {}
+
+        async def look() -> list[Row]:
+            return await _named(database, await jobs_by_id(database, [job_id]), names)
+
+        return await _watched(look)
 
     rows = _interruptible(work)
     if not rows:
@@ -234,11 +329,12 @@ def _all_ended(rows: Sequence[Row]) -> bool:
 
 async def _live(look: Callable[[], Awaitable[list[Row]]]) -> list[Row]:
     rows = await look()
-    with Live(_table(rows), console=Console(), auto_refresh=False) as live:
+    console = Console()
+    with Live(_table(rows, console.width), console=console, auto_refresh=False) as live:
         while not _all_ended(rows):
             await asyncio.sleep(LOOK_SECONDS)
             rows = await look()
-            live.update(_table(rows), refresh=True)
+            live.update(_table(rows, console.width), refresh=True)
     return rows
 
 
@@ -253,30 +349,43 @@ async def _lines(look: Callable[[], Awaitable[list[Row]]]) -> list[Row]:
             now = row["state"], row["attempt"], tenths
             if told.get(row["_id"]) != now:
                 told[row["_id"]] = now
-                parts = (str(row["_id"]), row["kind"], row["state"], _done(row), _told(row))
+                about = None if row["about"] == UNNAMED else row["about"]
+                parts = (str(row["_id"]), row["kind"], about, row["state"], _done(row), _told(row))
                 typer.echo("  ".join(part for part in parts if part))
         if _all_ended(rows):
             return rows
         await asyncio.sleep(LOOK_SECONDS)
 
 
-def _table(rows: Sequence[Row]) -> Table:
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for heading in ("Id", "Kind", "State", "", "Done", "Left", "Says"):
-        table.add_column(heading, overflow="fold")
+def _table(rows: Sequence[Row], width: int) -> Table:
+    """As wide as the terminal; what is left by the others is for About and Says."""
+    wide = width >= WIDE
+    bar_width = BAR_WIDTH if wide else NARROW_BAR_WIDTH
+    table = Table(box=None, pad_edge=False, header_style="bold", expand=True)
+    table.add_column("Id", no_wrap=True, min_width=24)
+    table.add_column("Kind", no_wrap=True)
+    table.add_column("About", no_wrap=True, overflow="ellipsis", ratio=1)
+    table.add_column("State", no_wrap=True, min_width=10)
+    table.add_column("", no_wrap=True)
+    table.add_column("Done", no_wrap=True, min_width=5)
+    if wide:
+        table.add_column("Left", no_wrap=True)
+    table.add_column("Says", no_wrap=True, overflow="ellipsis", ratio=1)
     for row in rows:
-        cells = (str(row["_id"]), row["kind"], row["state"])
-        table.add_row(*cells, _bar(row), _done(row) or "", _left(row), Text(_told(row) or ""))
+        cells: list[RenderableType] = [str(row["_id"]), row["kind"], Text(row["about"])]
+        cells += [row["state"], _bar(row, bar_width), _done(row) or ""]
+        cells += [_left(row)] if wide else []
+        table.add_row(*cells, Text(_told(row) or ""))
     return table
 
 
-def _bar(job: Row) -> RenderableType:
+def _bar(job: Row, width: int) -> RenderableType:
     progress = job["progress"]
     if job["state"] == JobState.SUCCEEDED.value:
-        return ProgressBar(total=1, completed=1, width=BAR_WIDTH)
+        return ProgressBar(total=1, completed=1, width=width)
     if progress["total"]:
-        return ProgressBar(progress["total"], progress["current"], width=BAR_WIDTH)
-    return ProgressBar(total=1, completed=0, width=BAR_WIDTH)
+        return ProgressBar(progress["total"], progress["current"], width=width)
+    return ProgressBar(total=1, completed=0, width=width)
 
 
 def _left(job: Row) -> str:

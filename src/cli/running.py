@@ -104,7 +104,9 @@ def read_settings() -> Settings:
         name = str(first["loc"][0]).upper()
         raise Failure(f"MODELHARBOR_{name}: {first['msg']}") from None  # never the value
     except SettingsError as error:
-        raise Failure(f'{error}: lists are written in JSON, such as ["a", "b"]') from None
+        raise Failure(
+            f'{error}: lists and maps are JSON, such as ["a", "b"] and {{"disk": "/srv/models"}}'
+        ) from None
 
 
 def on_database(

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import os
+import shlex
 import signal
 import socket
 import subprocess
@@ -15,6 +16,7 @@ from typing import Final
 
 from bson import ObjectId
 from pydantic import ValidationError
+from pydantic_settings import SettingsError
 from pymongo.errors import PyMongoError
 from rich.console import Console
 from rich.progress import Progress
@@ -35,6 +37,7 @@ from .launch import end_with_parent
 HOST: Final = "127.0.0.1"
 ALLOWED_HOSTS: Final = ["localhost", "127.0.0.1", "[::1]"]  # any other name is DNS rebinding
 ADMIN_LOGIN: Final = "admin"
+SHELL: Final = "dev/env"  # below the data folder
 TOKEN_NAME: Final = "make run"
 READY_SECONDS: Final = 60.0
 POLL_SECONDS: Final = 0.05
@@ -86,6 +89,7 @@ async def _run(port: int, data: Path, models: int) -> None:
                 await _wait_until_ready(server, port)
                 # After the server is there, so that nobody waits for its imports.
                 async with run_child(folder, "worker", Path(sys.executable), *WORKER) as worker:
+                    _write_shell(data, engines)
                     _tell(port, token, data, server, engines)
                     await _watch((server, worker), engines)
             finally:
@@ -99,6 +103,10 @@ def _own_settings() -> Settings:
         first = error.errors()[0]
         name = "_".join(str(part) for part in first["loc"]).upper()
         raise EngineError(f"MODELHARBOR_{name}: {first['msg']}") from None
+    except SettingsError as error:
+        raise EngineError(
+            f'{error}: lists and maps are JSON, such as ["a", "b"] and {{"disk": "/srv/models"}}'
+        ) from None
 
 
 def _stop_on_signals() -> None:
@@ -249,6 +257,17 @@ async def _is_ready(port: int) -> bool:
     return status[1:2] == [b"200"]
 
 
+def _write_shell(data: Path, engines: Engines) -> None:
+    """A file for the shell: with it other commands find the same engines and the same contents."""
+    lines = [f"export MODELHARBOR_DATA_PATH={shlex.quote(str(data))}"]
+    running = {child.name for child in engines.running}
+    if "mongod" in running:  # yours may hold a password, and is in the environment already
+        lines.append(f"export MODELHARBOR_MONGO_URL={shlex.quote(engines.mongo_url)}")
+    if "redis-server" in running:
+        lines.append(f"export MODELHARBOR_REDIS_URL={shlex.quote(engines.redis_url)}")
+    (data / SHELL).write_text("\n".join(lines) + "\n")
+
+
 def _tell(port: int, token: str, data: Path, server: Child, engines: Engines) -> None:
     url = f"http://{HOST}:{port}"
     ours = any(child.name == "mongod" for child in engines.running)  # yours may hold a password
@@ -260,7 +279,8 @@ def _tell(port: int, token: str, data: Path, server: Child, engines: Engines) ->
   GraphiQL   {url}/graphiql#token={token}
   GraphQL    {url}/graphql
   Health     {url}/healthz and {url}/readyz
-  MongoDB    {mongodb} (MODELHARBOR_MONGO_URL of other commands)
+  MongoDB    {mongodb}
+  Shell      . {shlex.quote(str(data / SHELL))} (before other commands)
   Token      {token} (admin; a new one at each start)
   Data       {data}
   Log        {server.log}

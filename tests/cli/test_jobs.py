@@ -65,14 +65,73 @@ async def test_jobs_are_listed(run: Run, database: Database) -> None:
         assert [job["id"] for job in told] == [str(each) for each in ids], options
     cut = await run("jobs", "list", "--limit", "1")
     assert cut.err == "These are the first 1: more with --limit.\n"
-    assert cut.out.splitlines()[1].split()[:4] == [
+    assert cut.out.splitlines()[1].split()[:5] == [
         str(second.id),
         "IMPORT_MODEL",
+        "-",
         "FAILED",
         "4,096",
     ]
     wrong = await run("jobs", "list", "--state", "lost")
     assert (wrong.code, wrong.out) == (2, "")
+
+
+async def test_what_jobs_are_about_is_listed(run: Run, database: Database) -> None:
+    model = await insert_model(await insert_actor("Ada"), "Tiny")
+    given = {"owner": "ada", "name": "new"}
+    await insert_job(database, kind=JobKind.IMPORT_MODEL, input=given)
+    await insert_job(database, subject={"type": "Model", "id": model.id})
+    await insert_job(database, subject={"type": "Model", "id": ObjectId()})
+    await insert_job(database, JobState.SUCCEEDED)
+    bare = await insert_job(database, kind=JobKind.IMPORT_MODEL)
+    await database.data["jobs"].update_one({"_id": bare.id}, {"$unset": {"input": ""}})
+    told = json.loads((await run("jobs", "list", "--json")).out)
+    assert [job["about"] for job in told] == ["-", "-", "-", "Ada/Tiny", "ada/new"]
+
+
+@pytest.mark.parametrize(
+    ("state", "error", "comment", "told"),
+    [
+        ("RUNNING", "No.", "again", "Counting"),
+        ("CANCELLING", None, "enough", "Counting"),
+        ("CANCELLED", None, "enough", "enough"),
+        ("SUCCEEDED", None, None, None),
+        ("FAILED", "No.", "again", "BAD_INPUT: No."),
+        ("RETRYING", "No.", None, "BAD_INPUT: No."),
+    ],
+)
+def test_what_a_job_says(
+    state: str, error: str | None, comment: str | None, told: str | None
+) -> None:
+    failure = None if error is None else {"code": "BAD_INPUT", "message": error}
+    progress = {"message": "Counting"}
+    job = {"state": state, "error": failure, "comment": comment, "progress": progress}
+    assert jobs._told(job) == told
+
+
+async def test_a_job_is_shown_to_people(run: Run, database: Database) -> None:
+    job = await insert_job(
+        database,
+        JobState.SUCCEEDED,
+        input={"owner": "ada", "aliases": ["a", "b"], "note": None},
+        result={"models": 3, "changed": 0},
+        progress=Progress(
+            current=4_000_000, total=9_400_000, unit="bytes", rate=1400, message="Copying"
+        ),
+        steps=[
+            {"name": "hash", "state": JobState.SUCCEEDED},
+            {"name": "store", "state": JobState.RUNNING},
+        ],
+    )
+    lines = [line.split() for line in (await run("jobs", "show", str(job.id))).out.splitlines()]
+    progress = "progress 42 %, 4,000,000 of 9,400,000 bytes, 1,400 a second"
+    for line in (
+        *(progress, "steps hash SUCCEEDED", "store RUNNING", "input owner: ada"),
+        *('aliases: ["a","b"]', "result models: 3", "changed: 0"),
+        f"created_at {job.created_at:%Y-%m-%d %H:%M:%S}",
+    ):
+        assert line.split() in lines, line
+    assert not {"deaths", "priority", "error", "note:"} & {line[0] for line in lines if line}
 
 
 async def test_a_job_is_shown_whole(run: Run, database: Database) -> None:
@@ -227,17 +286,34 @@ async def test_at_a_terminal_there_are_bars(database: Database) -> None:
         await insert_job(database),
         await insert_job(database, JobState.SUCCEEDED, finished_at=utc_now()),
     ]
-    rows = [await stored(database, job.id) for job in made]
+    rows = [{**await stored(database, job.id), "about": "-"} for job in made]
     console = Console(width=120, record=True, force_terminal=True, color_system=None)
     with console.capture() as captured:
-        console.print(jobs._table(rows))
+        console.print(jobs._table(rows, 120))
     heading, running, waiting, ended = captured.get().splitlines()
-    assert heading.split() == ["Id", "Kind", "State", "Done", "Left", "Says"]
+    assert heading.split() == ["Id", "Kind", "About", "State", "Done", "Left", "Says"]
     assert running.split() == [
-        *(str(made[0].id), "REINDEX", "RUNNING", "━" * 12, "50", "%", "2", "s", "Counting")
+        *(str(made[0].id), "REINDEX", "-", "RUNNING", "━" * 12, "50", "%", "2", "s", "Counting")
     ]
-    assert waiting.split()[:3] == [str(made[1].id), "REINDEX", "QUEUED"]
-    assert ended.split() == [str(made[2].id), "REINDEX", "SUCCEEDED", "━" * 24]
+    assert waiting.split()[:4] == [str(made[1].id), "REINDEX", "-", "QUEUED"]
+    assert ended.split() == [str(made[2].id), "REINDEX", "-", "SUCCEEDED", "━" * 24]
+
+
+async def test_at_a_narrow_terminal_each_job_has_one_line(database: Database) -> None:
+    progress = Progress(current=5, total=10, rate=2.5, message="Counting " * 20)
+    job = await insert_job(
+        database, JobState.CANCELLING, kind=JobKind.IMPORT_MODEL, progress=progress
+    )
+    row = {**await stored(database, job.id), "about": "somebody/something"}
+    console = Console(width=80, force_terminal=True, color_system=None)
+    with console.capture() as captured:
+        console.print(jobs._table([row], 80))
+    _, line = captured.get().splitlines()
+    id, kind, about, state, *_, says = line.split()
+    assert (id, kind, state) == (str(job.id), "IMPORT_MODEL", "CANCELLING")
+    assert about.endswith("…")
+    assert says.endswith("…")
+    assert "50 %" in line
 
 
 async def test_import_roots_are_absolute(run: Run, database: Database) -> None:

@@ -131,11 +131,18 @@ def test_it_starts_ends_and_starts_again_with_its_data(port: int, tmp_path: Path
             f"  GraphiQL   {url}/graphiql#token={first.token}\n"
             f"  GraphQL    {url}/graphql\n"
             f"  Health     {url}/healthz and {url}/readyz\n"
-            f"  MongoDB    mongodb://127.0.0.1:{mongo_port}/?replicaSet=rs0 (MODELHARBOR_MONGO_URL of other commands)\n"
+            f"  MongoDB    mongodb://127.0.0.1:{mongo_port}/?replicaSet=rs0\n"
+            f"  Shell      . {tmp_path}/dev/env (before other commands)\n"
             f"  Token      {first.token} (admin; a new one at each start)\n"
             f"  Data       {tmp_path}\n"
             f"  Log        {tmp_path}/dev/server.log\n"
         )
+        shell = (tmp_path / "dev" / "env").read_text().splitlines()
+        assert shell[:2] == [
+            f"export MODELHARBOR_DATA_PATH={tmp_path}",
+            f"export MODELHARBOR_MONGO_URL='mongodb://127.0.0.1:{mongo_port}/?replicaSet=rs0'",
+        ]
+        assert shell[2].startswith("export MODELHARBOR_REDIS_URL=redis://127.0.0.1:")
         assert len(first.family) >= 5  # itself, server, worker, mongod, redis-server
         answer = first.ask(count).json()
         assert answer["data"]["viewer"]["login"] == "admin"

@@ -7,6 +7,7 @@ from typing import Final
 from pymongo.asynchronous.client_session import AsyncClientSession
 
 from modelharbor.db.base import Row
+from modelharbor.errors import Unavailable
 from modelharbor.resolvers.imports import (
     ImportResult,
     Phase,
@@ -24,6 +25,10 @@ STEPS: Final = {Phase.HASHING: "hash", Phase.STORING: "store", Phase.PUBLISHING:
 async def import_model(job: Row, tools: Tools) -> Row:
     """Input: {source, folder, owner, name}. Twice is once: the folder is recognised by its contents."""
     given = job["input"]
+    if given["source"] not in tools.settings.import_roots:
+        raise Unavailable(
+            "This worker has not got the source: give MODELHARBOR_IMPORT_ROOTS to all workers."
+        )
     viewer = tools.viewer  # with the rights of now
     root, folder = await asyncio.to_thread(
         allowed_folder, tools.settings, given["source"], given["folder"]

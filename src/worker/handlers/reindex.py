@@ -11,7 +11,7 @@ from functools import partial
 from math import isclose
 from typing import Any, Final
 
-from bson import ObjectId
+from bson import Int64, ObjectId
 from pymongo.asynchronous.client_session import AsyncClientSession
 from pymongo.errors import DuplicateKeyError
 
@@ -295,4 +295,6 @@ def _at(row: Row, name: str) -> Any:
 def _same(old: Any, new: Any) -> bool:
     if isinstance(new, float) and isinstance(old, float):
         return isclose(old, new, rel_tol=1e-9)  # MongoDB's logarithm may differ in the last digit
+    if isinstance(old, Int64):  # how PyMongo reads a number from 2^31 on
+        old = int(old)
     return type(old) is type(new) and bool(old == new)

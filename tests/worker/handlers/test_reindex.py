@@ -232,6 +232,19 @@ async def test_it_goes_on_where_it_broke_off(
     assert await registry.reindexed() == {"models": 3, "changed": 0}
 
 
+async def test_large_numbers_differ_from_others_only(registry: Registry) -> None:
+    """PyMongo reads them as another type."""
+    model = await registry.model("a")
+    files = registry.database.data["files"]
+    await files.update_many({"model_id": model["_id"]}, {"$set": {"size_bytes": 2**33}})
+    await registry.database.data["versions"].update_many(
+        {"model_id": model["_id"]}, {"$set": {"size_bytes": 2**33}}
+    )
+    assert (await registry.reindexed())["changed"] == 1
+    assert (await registry.model("a"))["stats"]["size_bytes"] >= 2**33
+    assert (await registry.reindexed())["changed"] == 0
+
+
 async def test_it_is_right_beside_others_that_write(
     registry: Registry, monkeypatch: pytest.MonkeyPatch
 ) -> None:
