@@ -61,7 +61,6 @@ COLUMNS: Final = {
 }
 LOOK_SECONDS: Final = 0.5
 BAR_WIDTH: Final = 24
-NARROW_BAR_WIDTH: Final = 12
 WIDE: Final = 100  # columns of a terminal
 UNNAMED: Final = "-"
 MOST_WATCHED: Final = 1000
@@ -360,32 +359,32 @@ async def _lines(look: Callable[[], Awaitable[list[Row]]]) -> list[Row]:
 def _table(rows: Sequence[Row], width: int) -> Table:
     """As wide as the terminal; what is left by the others is for About and Says."""
     wide = width >= WIDE
-    bar_width = BAR_WIDTH if wide else NARROW_BAR_WIDTH
-    table = Table(box=None, pad_edge=False, header_style="bold", expand=True)
+    table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0), header_style="bold", expand=True)
     table.add_column("Id", no_wrap=True, min_width=24)
     table.add_column("Kind", no_wrap=True)
     table.add_column("About", no_wrap=True, overflow="ellipsis", ratio=1)
     table.add_column("State", no_wrap=True, min_width=10)
-    table.add_column("", no_wrap=True)
+    if wide:
+        table.add_column("", no_wrap=True)
     table.add_column("Done", no_wrap=True, min_width=5)
     if wide:
         table.add_column("Left", no_wrap=True)
     table.add_column("Says", no_wrap=True, overflow="ellipsis", ratio=1)
     for row in rows:
         cells: list[RenderableType] = [str(row["_id"]), row["kind"], Text(row["about"])]
-        cells += [row["state"], _bar(row, bar_width), _done(row) or ""]
-        cells += [_left(row)] if wide else []
+        done = _done(row) or ""
+        cells += [row["state"], *([_bar(row), done, _left(row)] if wide else [done])]
         table.add_row(*cells, Text(_told(row) or ""))
     return table
 
 
-def _bar(job: Row, width: int) -> RenderableType:
+def _bar(job: Row) -> RenderableType:
     progress = job["progress"]
     if job["state"] == JobState.SUCCEEDED.value:
-        return ProgressBar(total=1, completed=1, width=width)
+        return ProgressBar(total=1, completed=1, width=BAR_WIDTH)
     if progress["total"]:
-        return ProgressBar(progress["total"], progress["current"], width=width)
-    return ProgressBar(total=1, completed=0, width=width)
+        return ProgressBar(progress["total"], progress["current"], width=BAR_WIDTH)
+    return ProgressBar(total=1, completed=0, width=BAR_WIDTH)
 
 
 def _left(job: Row) -> str:
