@@ -109,7 +109,8 @@ async def test_a_list_that_is_no_json_is_told(run: Run) -> None:
         1,
         "",
         'modelharbor: error parsing value for field "allowed_hosts" from source'
-        ' "EnvSettingsSource": lists are written in JSON, such as ["a", "b"]\n',
+        ' "EnvSettingsSource": lists and maps are JSON, such as ["a", "b"] and'
+        ' {"disk": "/srv/models"}\n',
     )
 
 
