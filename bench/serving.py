@@ -160,18 +160,22 @@ async def run_server(
 @asynccontextmanager
 async def serving(folder: Path, models: int) -> AsyncIterator[Serving]:
     """Our own server with its engines and models."""
-    async with filled(folder, models) as data:
-        port = free_port()
-        async with run_server(
-            data,
-            "server",
-            Path(sys.executable),
-            *("-m", "modelharbor", "serve", "--host", HOST, "--port", str(port)),
-            *("--workers", "1"),
-            port=port,
-            variables=environment(data.settings),
-        ) as served:
-            yield served
+    async with filled(folder, models) as data, our_server(data) as served:
+        yield served
+
+
+@asynccontextmanager
+async def our_server(data: Filled) -> AsyncIterator[Serving]:
+    port = free_port()
+    async with run_server(
+        data,
+        "server",
+        Path(sys.executable),
+        *("-m", "modelharbor", "serve", "--host", HOST, "--port", str(port), "--workers", "1"),
+        port=port,
+        variables=environment(data.settings),
+    ) as served:
+        yield served
 
 
 async def mongo_version(settings: Settings) -> str:

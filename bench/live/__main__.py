@@ -5,14 +5,12 @@ import asyncio
 import os
 import resource
 import sys
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Final
 
 from bench.measure import LoadError, yardstick
 from bench.report import write
-from bench.serving import HOST, Filled, Serving, engines_beside, free_port, run_server
+from bench.serving import Filled, engines_beside, free_port, our_server, run_server
 from modelharbor.db.actors import ActorDocument, ActorKind
 from modelharbor.db.connection import connect
 from modelharbor.db.migrations import migrate
@@ -124,7 +122,7 @@ async def _measure_ours(data: Filled, count: int, arguments: argparse.Namespace)
         await migrate(database)
         user = await ActorDocument(kind=ActorKind.USER, login="bench", login_lower="bench").insert()
         _, token = await issue_token(database, user.id, "bench", list(Permission), None)
-        async with _our_server(data) as served:
+        async with our_server(data) as served:
             job = await stored_job(database, user.id)
             return await measure(
                 served, job, watching.OURS, token, count, arguments.seconds, arguments.pace
@@ -147,20 +145,6 @@ async def _measure_plain(data: Filled, count: int, arguments: argparse.Namespace
         return await measure(
             served, job, watching.PLAIN, None, count, arguments.seconds, arguments.pace
         )
-
-
-@asynccontextmanager
-async def _our_server(data: Filled) -> AsyncIterator[Serving]:
-    port = free_port()
-    async with run_server(
-        data,
-        "server",
-        Path(sys.executable),
-        *("-m", "modelharbor", "serve", "--host", HOST, "--port", str(port), "--workers", "1"),
-        port=port,
-        variables=environment(data.settings),
-    ) as served:
-        yield served
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 import strawberry
 
 from modelharbor.context import Info
+from modelharbor.db.base import Row
 from modelharbor.jobs.waking import wake
 from modelharbor.resolvers import jobs
 
@@ -60,8 +61,7 @@ class JobMutation:
         row = await jobs.start_import(
             context.database, context.person, context.settings, **values_of(input)
         )
-        await wake(context.cache)
-        return done(JobPayload, job=row)
+        return await _told(info, row)
 
     @strawberry.mutation(
         description="Cancel a job that has not ended: at once while it waits, else as soon as its worker learns of it.",
@@ -76,8 +76,7 @@ class JobMutation:
             job_id=object_id(input.id, "Job", "id"),
             comment=input.comment,
         )
-        await wake(context.cache)
-        return done(JobPayload, job=row)
+        return await _told(info, row)
 
     @strawberry.mutation(
         description="Queue a job again that FAILED, is DEAD or was CANCELLED.", directives=CHANGE
@@ -91,8 +90,7 @@ class JobMutation:
             job_id=object_id(input.id, "Job", "id"),
             comment=input.comment,
         )
-        await wake(context.cache)
-        return done(JobPayload, job=row)
+        return await _told(info, row)
 
     @strawberry.mutation(
         description="Clean up what nothing refers to, or what has run out; for operators.",
@@ -102,5 +100,10 @@ class JobMutation:
     async def collect_garbage(self, info: Info, input: Given[CollectGarbageInput]) -> JobPayload:
         context = info.context
         row = await jobs.start_collection(context.database, context.person, **values_of(input))
-        await wake(context.cache)
-        return done(JobPayload, job=row)
+        return await _told(info, row)
+
+
+async def _told(info: Info, row: Row) -> JobPayload:
+    """Once it is committed: workers look at the queue at once."""
+    await wake(info.context.cache)
+    return done(JobPayload, job=row)
