@@ -63,6 +63,16 @@ class RequestTimeout(HarborError):
     code, status = "REQUEST_TIMEOUT", 408
 
 
+class Conflict(HarborError):
+    code, status = "CONFLICT", 409
+
+
+class Gone(HarborError):
+    """It was there, and is no more: it expired or was given up."""
+
+    code, status = "GONE", 410
+
+
 class PreconditionFailed(HarborError):
     code, status = "PRECONDITION_FAILED", 412
 
@@ -77,6 +87,24 @@ class UnsupportedMediaType(HarborError):
 
 class RangeNotSatisfiable(HarborError):
     code, status = "RANGE_NOT_SATISFIABLE", 416
+
+
+class Locked(HarborError):
+    """Somebody else is at it; the same request may succeed later."""
+
+    code, status = "LOCKED", 423
+
+
+class ChecksumMismatch(HarborError):
+    """Bytes are not those that were announced; tus gives this its own status."""
+
+    code, status = "CHECKSUM_MISMATCH", 460
+
+
+class InsufficientStorage(HarborError):
+    """No room for more bytes; what was stored before stays."""
+
+    code, status = "INSUFFICIENT_STORAGE", 507
 
 
 class OperationTooComplex(HarborError):
@@ -130,6 +158,11 @@ class ErrorCode(Enum):
     STALE_REVISION = "STALE_REVISION"
     INVALID_TRANSITION = "INVALID_TRANSITION"
     QUOTA_EXCEEDED = "QUOTA_EXCEEDED"
+    CHECKSUM_MISMATCH = "CHECKSUM_MISMATCH"
+    SIZE_MISMATCH = "SIZE_MISMATCH"
+    UPLOAD_EXPIRED = "UPLOAD_EXPIRED"
+    UNSAFE_FILE = "UNSAFE_FILE"
+    NOT_STORED = "NOT_STORED"
     # Of jobs alone:
     TIMEOUT = "TIMEOUT"
     UNAVAILABLE = "UNAVAILABLE"

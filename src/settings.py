@@ -154,6 +154,40 @@ class Settings(BaseSettings):
     blob_grace_hours: float = Field(
         default=24.0, ge=0, description="How long contents are kept that no file has."
     )
+    max_file_bytes: int = Field(
+        default=1_099_511_627_776, ge=1, description="Largest file that can be uploaded."
+    )
+    max_version_files: int = Field(default=100_000, ge=1, description="Most files of a version.")
+    max_open_uploads: int = Field(
+        default=10_000, ge=1, description="Uploads of one owner that may be open at once."
+    )
+    quota_bytes: int | None = Field(
+        default=None,
+        ge=0,
+        description="What the files of one owner may come to, where no quota was set for it; default: no limit.",
+    )
+    upload_hours: float = Field(
+        default=24.0, gt=0, description="How long an upload waits for more bytes."
+    )
+    upload_lease_seconds: float = Field(
+        default=5.0,
+        gt=0,
+        description="How long an upload stays locked after the process that received it died.",
+    )
+    upload_idle_seconds: float = Field(
+        default=30.0, gt=0, description="How long a client of an upload may send nothing."
+    )
+    inspection_seconds: float = Field(
+        default=15.0, gt=0, description="How long the inspection of one file may take."
+    )
+    inspection_memory_bytes: int = Field(
+        default=536_870_912, ge=1, description="Memory that the inspection of one file may use."
+    )
+    verify_days: float = Field(
+        default=30.0,
+        gt=0,
+        description="After how long stored contents are read and compared again.",
+    )
     lease_seconds: float = Field(
         default=15.0,
         gt=0,

@@ -9,6 +9,7 @@ from .idempotency import IdempotencyDocument
 from .jobs import JobDocument, JobLogDocument
 from .models import CardDocument, LikeDocument, ModelDocument
 from .tokens import TokenDocument
+from .uploads import QuotaDocument, UploadDocument
 from .versions import VersionDocument
 
 DOCUMENTS: list[type[BaseDocument]] = [
@@ -26,4 +27,6 @@ DOCUMENTS: list[type[BaseDocument]] = [
     IdempotencyDocument,
     JobDocument,
     JobLogDocument,
+    UploadDocument,
+    QuotaDocument,
 ]

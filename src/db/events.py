@@ -20,6 +20,9 @@ class EventKind(Enum):
     VERSION_CREATED = "VERSION_CREATED"
     VERSION_UPDATED = "VERSION_UPDATED"
     VERSION_READY = "VERSION_READY"
+    VERSION_FAILED = "VERSION_FAILED"
+    VERSION_QUARANTINED = "VERSION_QUARANTINED"
+    VERSION_RELEASED = "VERSION_RELEASED"
     VERSION_ARCHIVED = "VERSION_ARCHIVED"
     VERSION_DELETED = "VERSION_DELETED"
     ALIAS_SET = "ALIAS_SET"
@@ -33,25 +36,30 @@ class Stream(Enum):
     MODELS = "models"
     PEOPLE = "people"
     JOBS = "jobs"
+    UPLOADS = "uploads"
     MARKS = "marks"  # set by readers of the log, to know where in it they are
 
 
 class EventDocument(BaseDocument):
     stream: Stream = Stream.MODELS
-    kind: EventKind | None = None  # None: a job's, whose state says it, or a mark
+    kind: EventKind | None = None  # None: of a job or an upload, whose state says it, or a mark
     about: list[PydanticObjectId] = []
-    """Whatever one can follow it by: the model, its owner, the version; the job, its parent."""
+    """Whatever one can follow it by: the model, its owner, the version; the job, its parent; the
+    upload."""
     principals: list[str] = []
     """Who may see it, as far as that was settled when it happened: of a deleted model, who could."""
     model_id: PydanticObjectId | None = None
     version_id: PydanticObjectId | None = None
     organization_id: PydanticObjectId | None = None
     job_id: PydanticObjectId | None = None
+    upload_id: PydanticObjectId | None = None
     actor_id: PydanticObjectId | None = None  # who did it; None: the system
     before: dict[str, Any] = {}
     after: dict[str, Any] = {}
     job: dict[str, Any] | None = None
     """The job as it was then, without what only its worker needs."""
+    upload: dict[str, Any] | None = None
+    """The upload as it was then, without what only its receiver needs."""
     comment: str | None = None
     at: datetime = Field(default_factory=utc_now)
     position: str | None = None

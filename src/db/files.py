@@ -2,6 +2,7 @@
 
 from datetime import datetime
 from enum import Enum
+from typing import Any
 
 from beanie import PydanticObjectId
 from pydantic import Field
@@ -36,10 +37,22 @@ class FileFormat(Enum):
     OTHER = "OTHER"
 
 
+class ScanVerdict(Enum):
+    """What an inspection came to. Contents without one are PENDING."""
+
+    PENDING = "PENDING"
+    SAFE = "SAFE"
+    SUSPICIOUS = "SUSPICIOUS"
+    UNSAFE = "UNSAFE"
+    ERROR = "ERROR"  # it could not be inspected: never taken for safe
+    SKIPPED = "SKIPPED"  # nothing here knows this format
+
+
 class FileDocument(BaseDocument):
     version_id: PydanticObjectId
     model_id: PydanticObjectId
     path: str  # relative, with `/`, normalised
+    path_key: str = ""  # the same without regard to case
     size_bytes: int
     sha256: str  # hexadecimal, lower case
     role: FileRole = FileRole.OTHER
@@ -49,6 +62,7 @@ class FileDocument(BaseDocument):
         name = "files"
         indexes = [
             IndexModel([("version_id", ASCENDING), ("path", ASCENDING)], name="path", unique=True),
+            IndexModel([("version_id", ASCENDING), ("path_key", ASCENDING)], name="path_key"),
             IndexModel(
                 [("sha256", ASCENDING), ("model_id", ASCENDING)],
                 name="sha256",
@@ -59,15 +73,20 @@ class FileDocument(BaseDocument):
 class BlobDocument(BaseDocument):
     """Contents, once for each hash. `stored` is false where only the hash is known.
 
-    How they come and go, safely at once: resolvers/blobs.py.
+    How they come and go, safely at once: resolvers/blobs.py. What is inside of them belongs to the
+    contents, not to the files that have them: `inspection`, see inspection/results.py.
     """
 
     sha256: str
+    key: str | None = None  # where they are in the store; None: by their hash, see storage/blobs.py
     size_bytes: int
     references: int = 0  # files with this hash
     stored: bool = True
     seen_at: datetime | None = None  # when it was last about to be used; None: at `created_at`
     deleting_at: datetime | None = None  # since when its contents are being removed
+    verified_at: datetime | None = None  # when they were last read whole, and had their hash
+    damaged_at: datetime | None = None  # when they had not: `stored` is false since
+    inspection: dict[str, Any] | None = None  # None: PENDING
     created_at: datetime = Field(default_factory=utc_now)
 
     class Settings:

@@ -104,6 +104,22 @@ async def order_events(database: Database) -> None:
     )
 
 
+async def take_uploads(database: Database) -> None:
+    """The collections and indexes of uploads; what versions, models, files and contents have new."""
+    await create_indexes(database)
+    absent = {"$exists": False}
+    for collection, fields in {
+        "versions": {"status_reason": None, "parameters": None},
+        "models": {"parameters": None},
+        "blobs": dict.fromkeys(("key", "verified_at", "damaged_at", "inspection")),
+    }.items():
+        first = next(iter(fields))
+        await database.data[collection].update_many({first: absent}, {"$set": fields})
+    await database.data["files"].update_many(
+        {"path_key": absent}, [{"$set": {"path_key": {"$toLower": "$path"}}}]
+    )
+
+
 def _known(array: object) -> dict[str, object]:
     """Without what is not there: the model may be gone."""
     return {"$filter": {"input": array, "cond": {"$gt": ["$$this", None]}}}
@@ -117,6 +133,7 @@ Migration = Callable[[Database], Awaitable[None]]
 MIGRATIONS: list[tuple[int, str, Migration]] = [
     (1, "collections and indexes", create_indexes),
     (2, "jobs and the order of events", order_events),
+    (3, "uploads and inspections", take_uploads),
 ]
 
 

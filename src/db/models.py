@@ -98,6 +98,7 @@ class ModelDocument(BaseDocument):
     languages: list[str] = []
     tags: list[str] = []
     formats: list[str] = []  # FileFormat values in the latest version
+    parameters: int | None = None  # of the latest version
     properties: dict[str, Any] = {}
     visibility: Visibility = Visibility.PRIVATE
     state: ModelState = ModelState.ACTIVE
@@ -139,6 +140,7 @@ class ModelDocument(BaseDocument):
                     "downloads_all": "stats.downloads_all",
                     "likes": "stats.likes",
                     "size": "stats.size_bytes",
+                    "parameters": "parameters",
                     "updated": "updated_at",
                     "created": "created_at",
                     "name": "name_lower",

@@ -2,7 +2,7 @@
 
 from datetime import datetime
 from enum import Enum
-from typing import Any
+from typing import Any, Final
 
 from beanie import PydanticObjectId
 from pydantic import Field
@@ -13,8 +13,11 @@ from .base import BaseDocument, utc_now
 
 class VersionStatus(Enum):
     DRAFT = "DRAFT"
-    PROCESSING = "PROCESSING"
+    UPLOADING = "UPLOADING"  # a DRAFT that has uploads
+    PROCESSING = "PROCESSING"  # published; its files are being inspected
     READY = "READY"
+    FAILED = "FAILED"  # its files could not be verified
+    QUARANTINED = "QUARANTINED"  # a file of it is not known to be harmless
     ARCHIVED = "ARCHIVED"
     DELETED = "DELETED"
 
@@ -25,6 +28,10 @@ class VersionDocument(BaseDocument):
     label: str | None = None
     description: str | None = None
     status: VersionStatus = VersionStatus.DRAFT
+    status_reason: str | None = (
+        None  # a sentence: why it FAILED or is QUARANTINED, why it was released
+    )
+    parameters: int | None = None  # of all tensors in its weights; set when READY
     tags: list[str] = []
     properties: dict[str, Any] = {}
     digest: str | None = (
@@ -58,3 +65,7 @@ class VersionDocument(BaseDocument):
                 partialFilterExpression={"status": VersionStatus.DELETED.value},
             ),
         ]
+
+
+MUTABLE: Final = frozenset({VersionStatus.DRAFT, VersionStatus.UPLOADING})
+"""States in which a version takes files."""

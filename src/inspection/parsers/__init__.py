@@ -1,0 +1,1 @@
+"""Parsers of model files: bounded, by ranged reads, for a fenced process."""
