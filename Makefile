@@ -30,11 +30,11 @@ else \
 fi
 endef
 
-.PHONY: help run test check fuzz faults bench bench-peers bench-live schema wheel clean
+.PHONY: help run test check fuzz faults bench bench-peers bench-live bench-uploads schema wheel clean
 
 help: ## List the verbs
 	@echo 'make VERB, where VERB is one of'
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-11s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-13s %s\n", $$1, $$2 }' Makefile
 
 run: ## Start everything on your own machine (PORT=8000 DATA=.modelharbor MODELS=500)
 	@$(PREPARE) .venv/installed .make/web .venv/libraries
@@ -42,8 +42,8 @@ run: ## Start everything on your own machine (PORT=8000 DATA=.modelharbor MODELS
 
 test: ## Run all tests, with branch coverage (TESTS=tests/db ARGS=-x)
 	@$(call debian,{ command -v chromium || command -v chromium-browser || command -v google-chrome || command -v google-chrome-stable; } >/dev/null,chromium,the browser tests need one)
-	@$(PREPARE) .venv/developed .make/web .venv/libraries
-	@exec $(BIN)/pytest --cov --cov-branch --cov-report=term:skip-covered $(ARGS) $(TESTS)
+	@$(PREPARE) .venv/developed .make/web .venv/libraries .modelharbor/swift/installed
+	@exec $(BIN)/pytest -n 2 --dist loadfile --cov --cov-branch --cov-report=term:skip-covered $(ARGS) $(TESTS)
 
 check: ## Lint, check types and the direction of imports
 	@$(PREPARE) .venv/developed
@@ -74,6 +74,10 @@ bench-live: ## Measure 1,000 and 10,000 watchers of one job, beside plain Strawb
 	@$(PREPARE) .venv/developed .venv/libraries
 	@exec $(BIN)/python -m bench.live $(if $(SECONDS),--seconds '$(SECONDS)') $(ARGS)
 
+bench-uploads: ## Measure a large upload beside cp and sha256sum, and eight at once (ARGS='--megabytes 500')
+	@$(PREPARE) .venv/developed .venv/libraries
+	@exec $(BIN)/python -m bench.uploads $(ARGS)
+
 schema: ## Print the schema into schema.graphql
 	@$(PREPARE) .venv/installed
 	@$(BIN)/modelharbor schema print > schema.graphql.new
@@ -87,7 +91,7 @@ wheel: ## Build the wheel, with its web pages, into dist/
 
 clean: ## Remove what was built and installed here; data stays
 	rm -rf .make .venv web/node_modules src/http/static build dist *.egg-info .coverage
-	rm -rf bench/peers/node/node_modules .modelharbor/bench-peers/mlflow
+	rm -rf bench/peers/node/node_modules .modelharbor/bench-peers/mlflow .modelharbor/swift
 
 .venv/made:
 	@if .venv/bin/python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then \
@@ -135,16 +139,19 @@ web/node_modules/installed bench/peers/node/node_modules/installed: %/node_modul
 	@cd $* && npm ci --omit=dev --no-audit --no-fund --loglevel=error </dev/null >/dev/null
 	@touch $@
 
-# In an environment of its own: its many packages ask for other versions than ours.
-.modelharbor/bench-peers/mlflow/installed: .venv/made bench/peers/mlflow.txt
-	@echo 'Installing MLflow'
-	@mkdir -p $(dir $@)
+# In environments of their own: MLflow's many packages ask for other versions than ours, and those of
+# Swift, a real S3 server for the tests, change what runs beside them.
+.modelharbor/bench-peers/mlflow/installed: bench/peers/mlflow.txt
+.modelharbor/swift/installed: tests/storage/swift.txt
+.modelharbor/bench-peers/mlflow/installed .modelharbor/swift/installed: %/installed: .venv/made
+	@echo 'Installing $(if $(findstring swift,$*),Swift,MLflow)'
+	@mkdir -p $*
 	@if command -v uv >/dev/null; then \
-	  uv venv -q --allow-existing --python $(BIN)/python $(dir $@); \
-	  uv pip install -q --python $(dir $@)bin/python -r bench/peers/mlflow.txt; \
+	  uv venv -q --allow-existing --python $(BIN)/python $*; \
+	  uv pip install -q --python $*/bin/python -r $(filter %.txt,$^); \
 	else \
-	  $(BIN)/python -m venv $(dir $@); \
-	  $(dir $@)bin/python -m pip install -q --disable-pip-version-check -r bench/peers/mlflow.txt; \
+	  $(BIN)/python -m venv $*; \
+	  $*/bin/python -m pip install -q --disable-pip-version-check -r $(filter %.txt,$^); \
 	fi
 	@touch $@
 

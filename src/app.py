@@ -34,12 +34,14 @@ from modelharbor.http.middleware import (
     http_error,
 )
 from modelharbor.http.state import State
+from modelharbor.http.uploads import ANSWER_HEADERS, REQUEST_HEADERS, upload_routes
 from modelharbor.loaders.lanes import Lanes
 from modelharbor.observability.garbage import collecting
 from modelharbor.observability.logging import configure_logging, hold_no_lines
 from modelharbor.observability.metrics import Metrics
 from modelharbor.observability.sentry import init_sentry
 from modelharbor.resolvers.downloads import counting_downloads
+from modelharbor.resolvers.receiving import Receiver
 from modelharbor.schema import schema as served_schema
 from modelharbor.settings import Settings
 from modelharbor.storage.blobs import open_storage
@@ -68,14 +70,19 @@ def create_app(
             await stack.enter_async_context(recording(database, settings))
             live = Live(graphql.schema, database, reader, settings, metrics)
             stack.push_async_callback(live.close)
+            cache = await stack.enter_async_context(connect_cache(settings))
+            storage = await stack.enter_async_context(open_storage(settings))
+            receiver = Receiver(database, settings, storage, cache)
+            stack.push_async_callback(receiver.close)
             yield State(
                 settings=settings,
                 database=database,
                 live=live,
                 viewers=await stack.enter_async_context(watching_viewers(database)),
                 lanes=Lanes(merged=metrics.merged_reads.inc) if settings.coalescing else None,
-                cache=await stack.enter_async_context(connect_cache(settings)),
-                storage=await stack.enter_async_context(open_storage(settings)),
+                cache=cache,
+                storage=storage,
+                receiver=receiver,
                 downloads=await stack.enter_async_context(counting_downloads(database)),
                 secret_key=secret_key(settings),
             )
@@ -90,6 +97,7 @@ def create_app(
             *health_routes(),
             *metrics_routes(metrics),
             *download_routes(settings),
+            *upload_routes(settings),
             *console_routes(settings),
         ],
         exception_handlers={HTTPException: http_error, HarborError: harbor_error},
@@ -129,15 +137,16 @@ def _middleware(settings: Settings) -> list[Middleware]:
             Middleware(
                 CORSMiddleware,
                 allow_origins=settings.allowed_origins,
-                allow_methods=["GET", "HEAD", "POST"],
+                allow_methods=["GET", "HEAD", "POST", "PATCH", "DELETE", "OPTIONS"],
                 allow_headers=[
                     "authorization",
                     "content-type",
                     "range",
                     "x-modelharbor-cost",
                     "x-request-id",
+                    *REQUEST_HEADERS,
                 ],
-                expose_headers=["content-range", "etag", "x-request-id"],
+                expose_headers=["content-range", "etag", "x-request-id", *ANSWER_HEADERS],
             )
         )
     return [*found, Middleware(CompressionMiddleware)]

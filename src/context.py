@@ -7,6 +7,7 @@ import strawberry
 
 from modelharbor.loaders.base import Reads
 from modelharbor.settings import Settings
+from modelharbor.storage.blobs import BlobStore
 
 if TYPE_CHECKING:
     from modelharbor.auth.viewer import Viewer
@@ -17,6 +18,7 @@ class Context(Reads):
     """Settings, engines and viewer, with the loaders of the operation."""
 
     settings: Settings
+    storage: BlobStore
     request_id: str
 
     @property

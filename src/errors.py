@@ -39,6 +39,10 @@ class Forbidden(HarborError):
     code, status = "FORBIDDEN", 403
 
 
+class UploadPaused(Forbidden):
+    code = "UPLOAD_PAUSED"
+
+
 class NotFound(HarborError):
     code, status = "NOT_FOUND", 404
 

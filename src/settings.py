@@ -43,6 +43,10 @@ class Settings(BaseSettings):
         default=None,
         description="Where file contents go: `file:///path`, `s3://bucket/prefix` and its like; default: `blobs` below the data folder.",
     )
+    presigned_downloads: bool = Field(
+        default=True,
+        description="Send clients that are no browsers to the store itself for file contents, where that is S3 or its like: they must reach it.",
+    )
     secret_key: SecretStr | None = Field(
         default=None,
         description="Key that signs download links, 32 characters or more; default: made once and kept in the data folder. Give all machines the same.",

@@ -17,6 +17,7 @@ from modelharbor.loaders.lanes import Lanes
 from modelharbor.observability.commands import CommandCount, counted
 from modelharbor.schema import core, schema
 from modelharbor.settings import Settings
+from modelharbor.storage.blobs import BlobStore
 
 GUARD_SECONDS: Final = 60.0  # against a hang
 
@@ -39,6 +40,7 @@ class Asker:
     database: Database
     cache: Cache
     settings: Settings
+    storage: BlobStore
     viewer: Viewer = field(default=ANONYMOUS)
     seconds: float = GUARD_SECONDS
     lanes: Lanes | None = None
@@ -68,8 +70,10 @@ class Asker:
             cache=self.cache,
             viewer=viewer,
             links=DownloadLinks(b"k" * 32, "http://test"),
+            quota_bytes=self.settings.quota_bytes,
             lanes=self.lanes,
             settings=self.settings,
+            storage=self.storage,
             request_id="test",
         )
         count = count or CommandCount()

@@ -15,6 +15,7 @@ from modelharbor.db.connection import Database, connect
 from modelharbor.db.migrations import migrate
 from modelharbor.dev.engines import Engines, run_engines
 from modelharbor.settings import Settings
+from modelharbor.storage.blobs import open_storage
 from tests.asking import Asker
 
 
@@ -85,6 +86,6 @@ async def database(settings: Settings) -> AsyncIterator[Database]:
 @pytest.fixture
 async def ask(database: Database, settings: Settings) -> AsyncIterator[Asker]:
     """Runs operations on the schema directly."""
-    async with connect_cache(settings) as cache:
+    async with connect_cache(settings) as cache, open_storage(settings) as storage:
         await cache.redis.flushdb()
-        yield Asker(database, cache, settings)
+        yield Asker(database, cache, settings, storage)

@@ -1,7 +1,10 @@
 """Documents for tests, as the resolvers would write them, with what a test does not care about filled in."""
 
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
+
+from pymongo import ReturnDocument
+from pymongo.asynchronous.client_session import AsyncClientSession
 
 from modelharbor.auth.viewer import Viewer, job_principals, model_principals
 from modelharbor.db.actors import ActorDocument, ActorKind, Role
@@ -11,7 +14,9 @@ from modelharbor.db.files import FileDocument
 from modelharbor.db.jobs import JobDocument, JobKind
 from modelharbor.db.models import ModelDocument, Stats, Visibility
 from modelharbor.db.tokens import Permission
+from modelharbor.db.uploads import OPEN, UploadDocument, UploadState
 from modelharbor.db.versions import VersionDocument, VersionStatus
+from modelharbor.resolvers.telling import tell_of_upload
 
 START = datetime(2026, 1, 1, tzinfo=UTC)
 SCOPES = frozenset(Permission) - {Permission.OPERATE}
@@ -98,6 +103,65 @@ async def insert_version(
         },
     )
     return version
+
+
+async def insert_upload(
+    creator: ActorDocument, model: ModelDocument, version: VersionDocument, path: str, **values: Any
+) -> UploadDocument:
+    """One of 100 bytes, unless it is said: seen by its creator and who belongs to the model's owner."""
+    state = values.get("state", UploadState.CREATED)
+    upload = UploadDocument(
+        **{
+            "version_id": version.id,
+            "model_id": model.id,
+            "owner_id": model.owner_id,
+            "principals": job_principals(creator.id, model.owner_id),
+            "created_by_id": creator.id,
+            "path": path,
+            "path_key": path.lower(),
+            "size_bytes": 100,
+            "is_open": state in OPEN,
+            "ended_at": None if state in OPEN else START,
+            "expires_at": START + timedelta(days=1),
+            "created_at": START,
+            "updated_at": START,
+            **values,
+        }
+    )
+    await upload.insert()
+    return upload
+
+
+async def change_upload(database: Database, upload: UploadDocument, state: UploadState) -> None:
+    """With its event, as all changes of states are."""
+
+    async def work(session: AsyncClientSession) -> None:
+        row = await database.data["uploads"].find_one_and_update(
+            {"_id": upload.id},
+            {"$set": {"state": state.value}, "$inc": {"sequence": 1}},
+            session=session,
+            return_document=ReturnDocument.AFTER,
+        )
+        assert row is not None
+        await tell_of_upload(session, row)
+
+    await database.transaction(work)
+
+
+async def receive_bytes(database: Database, upload: UploadDocument, received: int) -> None:
+    """As its receiver says that so many are on disk."""
+    await database.data["uploads"].update_one(
+        {"_id": upload.id},
+        {
+            "$set": {
+                "received_bytes": received,
+                "rate": 7.5,
+                "segments": [{"key": "incoming/x", "size_bytes": received}],
+                "holder": "me",
+            },
+            "$inc": {"sequence": 1},
+        },
+    )
 
 
 async def insert_job(

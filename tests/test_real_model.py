@@ -19,6 +19,7 @@ from modelharbor.db.connection import Database
 from modelharbor.db.models import Visibility
 from modelharbor.errors import Refused
 from modelharbor.http.state import State
+from modelharbor.inspection.fence import open_fence
 from modelharbor.resolvers.imports import (
     ImportResult,
     Phase,
@@ -102,18 +103,20 @@ async def served(settings: Settings, database: Database) -> AsyncIterator[Served
 async def put(
     database: Database, storage: BlobStore, folder: Path, progress: list[Progress]
 ) -> ImportResult:
-    return await import_folder(
-        database,
-        storage,
-        await local_viewer(database, "ada"),
-        folder,
-        "ada",
-        "all-MiniLM-L6-v2",
-        aliases=["production"],
-        visibility=Visibility.PUBLIC,
-        max_card_bytes=Settings().max_card_bytes,
-        report=progress.append,
-    )
+    async with open_fence(Settings()) as fence:
+        return await import_folder(
+            database,
+            storage,
+            fence,
+            await local_viewer(database, "ada"),
+            folder,
+            "ada",
+            "all-MiniLM-L6-v2",
+            aliases=["production"],
+            visibility=Visibility.PUBLIC,
+            max_card_bytes=Settings().max_card_bytes,
+            report=progress.append,
+        )
 
 
 async def rows(database: Database, collection: str) -> list[Row]:

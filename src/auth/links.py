@@ -10,11 +10,16 @@ from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
 from tempfile import mkstemp
+from typing import Final
 from urllib.parse import quote
 
 from bson import ObjectId
 
+from modelharbor.db.tokens import Permission
 from modelharbor.settings import Settings
+
+HELD: Final = "held"
+"""In the query of a link to what is not known to be harmless: the permission of who made it."""
 
 
 def secret_key(settings: Settings) -> bytes:
@@ -40,20 +45,37 @@ class DownloadLinks:
     key: bytes
     base_url: str | Callable[[], str]  # without a slash at its end; made when a link is
 
-    def link(self, file_id: ObjectId, path: str, expires_in: int) -> str:
-        """A link to a file's contents, good for `expires_in` seconds. Equal within a minute, so that it can be cached."""
+    def upload(self, upload_id: ObjectId) -> str:
+        """Where the bytes of an upload are sent to; it carries no permission."""
+        return f"{self._base}/uploads/{upload_id}"
+
+    def link(
+        self, file_id: ObjectId, path: str, expires_in: int, *, held: Permission | None = None
+    ) -> str:
+        """A link to a file's contents, good for `expires_in` seconds. Equal within a minute, so that it can be cached.
+
+        `held`: also while the file needs this permission, and no other: see auth/quarantine.py.
+        """
         now = int(time.time())
         expires = now - now % 60 + 60 + expires_in
         name = quote(Path(path).name, safe="")
-        base_url = self.base_url if isinstance(self.base_url, str) else self.base_url()
-        return f"{base_url}/files/{file_id}/{name}?expires={expires}&signature={self._sign(file_id, expires)}"
+        more = "" if held is None else f"&{HELD}={held.value}"
+        signature = self._sign(file_id, expires, "" if held is None else held.value)
+        return f"{self._base}/files/{file_id}/{name}?expires={expires}{more}&signature={signature}"
 
-    def is_good(self, file_id: ObjectId, expires: str, signature: str) -> bool:
+    @property
+    def _base(self) -> str:
+        return self.base_url if isinstance(self.base_url, str) else self.base_url()
+
+    def is_good(self, file_id: ObjectId, expires: str, signature: str, *, held: str = "") -> bool:
+        """Of what stands in an address; `held` is part of what was signed."""
         if not expires.isascii() or not expires.isdigit() or len(expires) > 12:
             return False
         if int(expires) < time.time():
             return False
-        return hmac.compare_digest(self._sign(file_id, int(expires)).encode(), signature.encode())
+        expected = self._sign(file_id, int(expires), held)
+        return hmac.compare_digest(expected.encode(), signature.encode())
 
-    def _sign(self, file_id: ObjectId, expires: int) -> str:
-        return hmac.new(self.key, f"download {file_id} {expires}".encode(), sha256).hexdigest()
+    def _sign(self, file_id: ObjectId, expires: int, held: str) -> str:
+        what = f"download {file_id} {expires}{f' {held}' if held else ''}"
+        return hmac.new(self.key, what.encode(), sha256).hexdigest()

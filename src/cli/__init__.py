@@ -7,8 +7,12 @@ from . import (
     doctor,
     imports,
     jobs,
+    login,
     organizations,
     plan,
+    pull,
+    push,
+    remote,
     schema,
     server,
     tokens,
@@ -28,6 +32,10 @@ app.command("worker")(worker.worker)
 app.command("migrate")(database.migrate)
 app.command("seed")(database.seed)
 app.command("import")(imports.import_)
+app.command("push", epilog=remote.PUSH_EXIT_CODES)(push.push)
+app.command("pull", epilog=remote.EXIT_CODES)(pull.pull)
+app.command("login", epilog=remote.EXIT_CODES)(login.login)
+app.command("logout")(login.logout)
 app.add_typer(users.commands, name="user")
 app.add_typer(organizations.organization_commands, name="org")
 app.add_typer(organizations.member_commands, name="member")
@@ -36,6 +44,7 @@ app.add_typer(schema.commands, name="schema")
 app.add_typer(jobs.commands, name="jobs")
 app.command("reindex")(jobs.reindex)
 app.command("collect-garbage")(jobs.collect_garbage)
+app.command("verify-blobs")(jobs.verify_blobs)
 app.command("plan")(plan.plan)
 app.command("doctor")(doctor.doctor)
 

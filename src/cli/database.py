@@ -10,6 +10,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from modelharbor.db.connection import Database
 from modelharbor.db.migrations import create_indexes, pending
 from modelharbor.db.migrations import migrate as apply_migrations
+from modelharbor.inspection.fence import open_fence
 from modelharbor.storage.blobs import open_storage
 
 from .running import Failure, on_database, read_settings
@@ -90,7 +91,7 @@ def seed(
             TimeElapsedColumn(),
         )
         console = Console(stderr=True)
-        async with open_storage(settings) as storage:
+        async with open_storage(settings) as storage, open_fence(settings) as fence:
             if fresh:
                 await demo.clear(database, storage)
             with Progress(
@@ -114,6 +115,7 @@ def seed(
                     monsters=monsters,
                     files_per_version=files_per_version,
                     seed=seed,
+                    fence=fence,
                     report=report,
                 )
         if not result.rows:

@@ -17,14 +17,23 @@ from rich.progress import Progress as Bars
 
 from modelharbor.db.connection import Database
 from modelharbor.db.models import Visibility
+from modelharbor.db.versions import VersionStatus
+from modelharbor.inspection.fence import open_fence
 from modelharbor.resolvers.access import full_name
-from modelharbor.resolvers.imports import Phase, Progress, import_folder, local_viewer
+from modelharbor.resolvers.imports import (
+    ImportResult,
+    Phase,
+    Progress,
+    import_folder,
+    local_viewer,
+)
 from modelharbor.resolvers.references import parse_reference
 from modelharbor.storage.blobs import open_storage
 
-from .running import Failure, on_database, read_settings, tell
+from .running import Failure, end, on_database, read_settings, tell
 
-PHASES = {Phase.HASHING: "Reading", Phase.STORING: "Storing"}
+EXIT_CODES = {VersionStatus.QUARANTINED: 4, VersionStatus.FAILED: 5}  # those of `push`
+PHASES = {Phase.HASHING: "Reading", Phase.STORING: "Storing", Phase.INSPECTING: "Inspecting"}
 
 
 def import_(
@@ -43,15 +52,19 @@ def import_(
         bool, typer.Option("--again", help="Also where these contents are a version already.")
     ] = False,
 ) -> None:
-    """Register a folder as a new version of a model."""
+    """Register a folder as a new version of a model.
+
+    Exit codes: 0 READY; 1 refused; 2 mistyped; 4 the version is quarantined, for a file of it is not
+    known to be harmless; 5 the version failed.
+    """
     wanted = parse_reference(reference)
     if reference != f"{wanted.owner}/{wanted.name}":
         raise Failure(f"Give the model alone, without a version: {wanted.owner}/{wanted.name}.")
     settings = read_settings()
 
-    async def work(database: Database) -> None:
+    async def work(database: Database) -> ImportResult:
         viewer = await local_viewer(database, wanted.owner)
-        async with open_storage(settings) as storage:
+        async with open_storage(settings) as storage, open_fence(settings) as fence:
             with Bars(
                 TextColumn("{task.description}"),
                 BarColumn(),
@@ -73,6 +86,7 @@ def import_(
                 result = await import_folder(
                     database,
                     storage,
+                    fence,
                     viewer,
                     folder,
                     wanted.owner,
@@ -99,5 +113,11 @@ def import_(
             )
         else:
             typer.echo("These contents were there already: nothing was added.")
+        return result
 
-    on_database(work, settings)
+    result = on_database(work, settings)
+    code = EXIT_CODES.get(result.status)
+    if code is not None:
+        for each in result.troubled:
+            tell(str(each))
+        end(f"the version is {result.status.value}: {result.status_reason}", code)

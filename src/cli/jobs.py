@@ -1,4 +1,4 @@
-"""`jobs`, `reindex` and `collect-garbage`."""
+"""`jobs`, `reindex`, `collect-garbage` and `verify-blobs`."""
 
 import asyncio
 import re
@@ -31,6 +31,7 @@ from modelharbor.resolvers.jobs import (
     retry_job,
     start_collection,
     start_reindex,
+    start_verification,
 )
 from modelharbor.resolvers.references import parse_reference
 from modelharbor.settings import Settings
@@ -469,6 +470,17 @@ def collect_garbage(
 ) -> None:
     """Remove what nobody needs any more, as a job: old contents, tokens, jobs, deleted models."""
     row = _changing(lambda database: start_collection(database, None, dry_run=dry_run))
+    _started(row, watch)
+
+
+def verify_blobs(
+    all_contents: Annotated[
+        bool, typer.Option("--all", help="Also what was compared a short while ago.")
+    ] = False,
+    watch: Watch = False,
+) -> None:
+    """Read stored contents again and compare them with their hashes, as a job."""
+    row = _changing(lambda database: start_verification(database, None, all_contents=all_contents))
     _started(row, watch)
 
 

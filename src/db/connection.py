@@ -1,8 +1,11 @@
 """The connection to MongoDB: pool, timeouts, read and write concern."""
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Hashable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
+from contextvars import Context
 from dataclasses import dataclass, field
+from time import monotonic
 from typing import Any, Final, TypeVar
 
 from beanie.odm.utils.init import Initializer
@@ -23,6 +26,7 @@ from .reading import ONE_BATCH, Reading
 
 T = TypeVar("T")
 APP_NAME: Final = "modelharbor"
+ABORT_SECONDS: Final = 1.0
 BUSY: Final = "The database is busy with other changes; try again."
 
 
@@ -41,6 +45,9 @@ class Database:
     fence: Callable[[AsyncClientSession], AbstractAsyncContextManager[None]] = unfenced
     """Around the work of every transaction: what it raises ends it, what it writes belongs to it."""
     _reading: Reading = field(init=False, repr=False, compare=False)
+    _turns: dict[Hashable, tuple[asyncio.Lock, int]] = field(
+        init=False, repr=False, compare=False, default_factory=dict
+    )
 
     def __post_init__(self) -> None:
         # Three times as fast for rows with many of them as with a time zone on each.
@@ -80,21 +87,60 @@ class Database:
         return self._reading.count(collection, query)
 
     async def transaction(
-        self, work: Callable[[AsyncClientSession], Awaitable[T]], seconds: float = 8.0
+        self,
+        work: Callable[[AsyncClientSession], Awaitable[T]],
+        seconds: float = 8.0,
+        turn: Hashable | None = None,
     ) -> T:
         """Run `work` in one transaction; again from its start when MongoDB asks for it.
 
         All of it within `seconds`: PyMongo would go on for two minutes when MongoDB is gone. The
         default is below the time that an operation has. Between attempts PyMongo waits, longer each
         time, half a second at most. Raises Unavailable where others held it up for all the time.
+
+        `turn`: those of this process that say the same go one after the other. Many that write to one
+        document would else collide again and again, most of them for nothing.
         """
-        attempts = 0
+        if turn is None:
+            return await self._transaction(work, seconds)
+        until = monotonic() + seconds
+        async with self._turn(turn, seconds):
+            return await self._transaction(work, until - monotonic())
+
+    @asynccontextmanager
+    async def _turn(self, turn: Hashable, seconds: float) -> AsyncIterator[None]:
+        lock, count = self._turns.get(turn, (asyncio.Lock(), 0))
+        self._turns[turn] = (lock, count + 1)
+        try:
+            try:
+                async with asyncio.timeout(seconds):
+                    await lock.acquire()
+            except TimeoutError:
+                raise Unavailable(BUSY) from None
+            try:
+                yield
+            finally:
+                lock.release()
+        finally:
+            lock, count = self._turns.pop(turn)
+            if count > 1:
+                self._turns[turn] = (lock, count - 1)
+
+    async def _transaction(
+        self, work: Callable[[AsyncClientSession], Awaitable[T]], seconds: float
+    ) -> T:
+        attempts, until = 0, monotonic() + seconds
 
         async def attempt(session: AsyncClientSession) -> T:
             nonlocal attempts
             attempts += 1
-            async with self.fence(session):
-                return await work(session)
+            try:
+                async with self.fence(session):
+                    return await work(session)
+            except BaseException:
+                if session.in_transaction and monotonic() > until - ABORT_SECONDS:
+                    await _abort(session)
+                raise
 
         try:
             with timeout(seconds):
@@ -109,6 +155,19 @@ class Database:
             if attempts > 1 or error.has_error_label("TransientTransactionError"):
                 raise Unavailable(BUSY) from error
             raise
+
+
+async def _abort(session: AsyncClientSession) -> None:
+    """When the time for all of it has passed: PyMongo would not send that any more, and what was written
+    would stay locked for a minute."""
+    aborting = asyncio.create_task(
+        session.abort_transaction(),
+        context=Context(),  # PyMongo's time limits are variables of it
+    )
+    try:
+        await asyncio.wait([aborting], timeout=ABORT_SECONDS)
+    finally:
+        aborting.cancel()
 
 
 class _Documents(Initializer):

@@ -1,9 +1,10 @@
 """The end of tasks that use the database."""
 
 import asyncio
+from typing import Any
 
 
-async def ended(*tasks: "asyncio.Task[None]") -> None:
+async def ended(*tasks: "asyncio.Task[Any]") -> None:
     """Cancel tasks until they have ended, also when the caller is cancelled meanwhile: Python 3.11's
     `asyncio.wait_for`, which the driver sends by, swallows the word at the moment when it is done."""
     is_cancelled = False

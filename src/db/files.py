@@ -2,13 +2,13 @@
 
 from datetime import datetime
 from enum import Enum
-from typing import Any
+from typing import Any, Final
 
 from beanie import PydanticObjectId
 from pydantic import Field
 from pymongo import ASCENDING, IndexModel
 
-from .base import BaseDocument, utc_now
+from .base import BaseDocument, Row, utc_now
 
 
 class FileRole(Enum):
@@ -46,6 +46,30 @@ class ScanVerdict(Enum):
     UNSAFE = "UNSAFE"
     ERROR = "ERROR"  # it could not be inspected: never taken for safe
     SKIPPED = "SKIPPED"  # nothing here knows this format
+
+
+HARMLESS: Final = frozenset({ScanVerdict.SAFE, ScanVerdict.SKIPPED})
+"""Whatever else is found keeps a version from being READY."""
+
+
+def verdict_of(blob: Row | None) -> ScanVerdict:
+    """What is known of contents, from their row (`stored`, `damaged_at`, `inspection`).
+
+    Contents that never were here are known by their hash alone: SKIPPED, for nothing will ever look
+    into them. Those that were here and are damaged now cannot be looked into: ERROR.
+    """
+    if blob is None:
+        return ScanVerdict.SKIPPED
+    if is_damaged(blob):
+        return ScanVerdict.ERROR
+    inspection = blob.get("inspection")
+    if inspection is None:
+        return ScanVerdict.PENDING if blob["stored"] else ScanVerdict.SKIPPED
+    return ScanVerdict(inspection["verdict"])
+
+
+def is_damaged(blob: Row) -> bool:
+    return not blob["stored"] and blob.get("damaged_at") is not None
 
 
 class FileDocument(BaseDocument):
@@ -97,5 +121,8 @@ class BlobDocument(BaseDocument):
                 [("references", ASCENDING), ("_id", ASCENDING)],
                 name="unused",
                 partialFilterExpression={"references": 0},
+            ),
+            IndexModel(
+                [("key", ASCENDING)], name="key", partialFilterExpression={"key": {"$gt": ""}}
             ),
         ]

@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from datetime import timedelta
+from typing import Any
 
 import pymongo
 from bson import ObjectId
@@ -108,11 +109,12 @@ async def take_uploads(database: Database) -> None:
     """The collections and indexes of uploads; what versions, models, files and contents have new."""
     await create_indexes(database)
     absent = {"$exists": False}
-    for collection, fields in {
+    new: dict[str, dict[str, Any]] = {
         "versions": {"status_reason": None, "parameters": None},
-        "models": {"parameters": None},
+        "models": {"parameters": 0},
         "blobs": dict.fromkeys(("key", "verified_at", "damaged_at", "inspection")),
-    }.items():
+    }
+    for collection, fields in new.items():
         first = next(iter(fields))
         await database.data[collection].update_many({first: absent}, {"$set": fields})
     await database.data["files"].update_many(

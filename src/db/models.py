@@ -98,7 +98,7 @@ class ModelDocument(BaseDocument):
     languages: list[str] = []
     tags: list[str] = []
     formats: list[str] = []  # FileFormat values in the latest version
-    parameters: int | None = None  # of the latest version
+    parameters: int = 0  # of the latest version; 0: not known
     properties: dict[str, Any] = {}
     visibility: Visibility = Visibility.PRIVATE
     state: ModelState = ModelState.ACTIVE

@@ -28,6 +28,8 @@ TAKING: Final = frozenset({UploadState.CREATED, UploadState.UPLOADING, UploadSta
 """States in which it takes bytes."""
 OPEN: Final = TAKING | {UploadState.RECEIVED, UploadState.VERIFYING}
 """States from which it may still become a file; `is_open` says the same."""
+HIDDEN: Final = frozenset({"joined_ids", "segments", "token", "holder", "held_until", "path_key"})
+"""What only its receiver needs: never in events."""
 
 
 class UploadProtocol(Enum):
@@ -55,6 +57,8 @@ class UploadDocument(BaseDocument):
     principals: list[str] = []  # who may see it: auth/viewer.py, job_principals
     created_by_id: PydanticObjectId | None = None
     part_of: PydanticObjectId | None = None  # the upload that this is a part of
+    part_count: int = 0  # parts that it was ever given: its bytes come by them alone
+    joined_ids: list[PydanticObjectId] = []  # the parts that it was put together of, in order
     path: str  # relative, with `/`, normalised
     path_key: str  # the same without regard to case
     size_bytes: int
@@ -120,6 +124,7 @@ class QuotaDocument(BaseDocument):
     limit_bytes: int | None = None  # None: as the settings say
     reserved_bytes: int = 0
     open_uploads: int = 0
+    changes: int = 0  # raised by every write: one that changes nothing would collide with nothing
 
     class Settings:
         name = "quotas"

@@ -39,6 +39,7 @@ class VersionDocument(BaseDocument):
     )
     size_bytes: int = 0
     file_count: int = 0
+    upload_count: int = 0  # ever created: who creates some collides with who publishes
     created_by_id: PydanticObjectId | None = None
     created_at: datetime = Field(default_factory=utc_now)
     published_at: datetime | None = None

@@ -19,7 +19,9 @@ from modelharbor.db.files import BlobDocument, FileDocument
 from modelharbor.db.migrations import migrate
 from modelharbor.db.models import CardDocument, ModelDocument
 from modelharbor.db.versions import VersionDocument
-from modelharbor.storage.blobs import BlobStore
+from modelharbor.inspection.fence import Fence
+from modelharbor.resolvers.inspections import inspect_blob
+from modelharbor.storage.blobs import BlobStore, blob_key
 
 from .population import MONSTER_FILES, MONSTER_VERSIONS, THIN_ABOVE, Population, Shape
 from .samples import SampleModel, make_samples
@@ -27,7 +29,7 @@ from .samples import SampleModel, make_samples
 SEEDS: Final = "seeds"
 MARKER: Final = "demo"
 BATCH: Final = 1_000  # rows of an insert
-AT_ONCE: Final = 4  # inserts under way
+AT_ONCE: Final = 4  # inserts, or inspections, under way
 REPORTS_PER_SECOND: Final = 5
 LONGEST_SECONDS: Final = (
     4 * 3600.0
@@ -114,11 +116,12 @@ async def seed(
     seed: int = 1,
     monster_versions: int = MONSTER_VERSIONS,
     monster_files: int = MONSTER_FILES,
+    fence: Fence | None = None,
     report: Callable[[SeedProgress], None] = lambda progress: None,
 ) -> SeedResult:
     """Fill an empty database; nothing to do when the same is there already.
 
-    `files_per_version` None: as many as real models have, above 2,000 models one.
+    What it stores is inspected in the `fence`, where there is one. `files_per_version` None: as many as real models have, above 2,000 models one.
     SeedRefused when the database holds something else or its disk is too small.
     """
     if files_per_version is None and models > THIN_ABOVE:
@@ -143,6 +146,8 @@ async def seed(
         if sum(expected.values()) >= REBUILD_ROWS:
             await _drop_indexes(database)
         await load.run()
+        if fence is not None:
+            await _inspect(database, storage, fence)
         await migrate(database)
         # On a majority, as everything before it then is.
         await database.data[SEEDS].update_one({"_id": MARKER}, {"$set": {"complete": True}})
@@ -156,8 +161,8 @@ async def clear(database: Database, storage: BlobStore) -> None:
     with pymongo.timeout(LONGEST_SECONDS):
         # Should this be interrupted, what is left counts as unfinished.
         await database.data[SEEDS].update_one({"_id": MARKER}, {"$set": {"complete": False}})
-        async for row in blobs.find({"stored": True}, {"sha256": 1}):
-            await storage.delete(row["sha256"])
+        async for row in blobs.find({"stored": True}, {"sha256": 1, "key": 1}):
+            await storage.delete(blob_key(row))
         await _forget_indexes(database)
         for document in DOCUMENTS:
             await database.data.drop_collection(document.get_collection_name())
@@ -213,6 +218,18 @@ async def _store(storage: BlobStore, made: list[SampleModel]) -> None:
                 path = Path(folder, file.sha256)
                 await asyncio.to_thread(path.write_bytes, file.content)
                 await storage.put_file(path, file.sha256)
+
+
+async def _inspect(database: Database, storage: BlobStore, fence: Fence) -> None:
+    """Contents that are stored. All others are known by their hash alone: nothing looks into them."""
+    rows = iter(await database.find("blobs", {"stored": True}, projection={"sha256": 1}))
+
+    async def inspect() -> None:
+        # Several of these share one iterator: each takes the next when it is done with one.
+        for row in rows:
+            await inspect_blob(database, storage, fence, row["sha256"])
+
+    await asyncio.gather(*(inspect() for _ in range(AT_ONCE)))
 
 
 async def _forget_indexes(database: Database) -> None:

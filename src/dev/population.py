@@ -29,7 +29,8 @@ from modelharbor.db.models import (
 from modelharbor.db.versions import VersionDocument, VersionStatus
 from modelharbor.inspection.formats import role_of
 from modelharbor.resolvers.cards import render_card
-from modelharbor.resolvers.versions import files_digest
+from modelharbor.resolvers.names import path_key
+from modelharbor.resolvers.settling import files_digest
 
 from .distributions import draw_downloads, draw_files, draw_rank, draw_versions, draw_weights_bytes
 from .samples import SAMPLES, SampleFile, SampleModel
@@ -173,11 +174,14 @@ class History:
     stored_bytes: int = 0
     ready: list[tuple[ObjectId, datetime]] = field(default_factory=list)  # the newest three
     formats: list[str] = field(default_factory=list)
+    parameters: int | None = None
     last_at: datetime = SINCE
 
-    def add_ready(self, version_id: ObjectId, at: datetime, formats: list[str]) -> None:
+    def add_ready(
+        self, version_id: ObjectId, at: datetime, formats: list[str], parameters: int | None
+    ) -> None:
         self.ready = [*self.ready[-2:], (version_id, at)]
-        self.formats = formats
+        self.formats, self.parameters = formats, parameters
 
 
 @dataclass(frozen=True, slots=True)
@@ -331,7 +335,15 @@ class Population:
         history = History()
         monster = self.shape.monsters and index < 2
         yield from self._history(
-            random, model_id, owner, created_at, versions, slots, history, settled=monster
+            random,
+            model_id,
+            owner,
+            created_at,
+            versions,
+            slots,
+            history,
+            parameters=portrait.properties["parameters"],
+            settled=monster,
         )
         for slot in slots:
             if slot.references:
@@ -392,10 +404,11 @@ class Population:
             digest = files_digest([(file.path, file.sha256) for file in files])
             version = self._version_row(model_id, version_id, number, owner.people[0], at)
             version |= {"size_bytes": size, "file_count": len(files), "digest": digest}
+            version["parameters"] = made.parameters
             history.versions += 1
             history.size_bytes += size
             history.last_at = at
-            history.add_ready(version_id, at, formats)
+            history.add_ready(version_id, at, formats, made.parameters)
             yield VersionDocument.Settings.name, version
         portrait = Portrait(
             sample.name,
@@ -540,6 +553,7 @@ class Population:
             "languages": portrait.languages,
             "tags": portrait.tags,
             "formats": history.formats,
+            "parameters": history.parameters or 0,
             "properties": portrait.properties,
             "grants": [],
             "last_number": history.versions,
@@ -584,6 +598,7 @@ class Population:
         slots: list[Slot],
         history: History,
         *,
+        parameters: int,  # of its weights, where it has any
         settled: bool,  # the last version is no draft
     ) -> Iterator[tuple[str, Row]]:
         """Versions with their files, and the contents that no longer change."""
@@ -630,6 +645,7 @@ class Population:
                             "version_id": version_id,
                             "model_id": model_id,
                             "path": slot.path,
+                            "path_key": path_key(slot.path),
                             "size_bytes": slot.size_bytes,
                             "sha256": slot.sha256,
                             "role": slot.role,
@@ -642,9 +658,11 @@ class Population:
                 history.size_bytes += size
             if not draft:
                 row["digest"] = files_digest([(slot.path, slot.sha256) for slot in slots])
+                if any(slot.role == FileRole.WEIGHTS.value for slot in slots):
+                    row["parameters"] = parameters
             if row["status"] == VersionStatus.READY.value:
                 formats = sorted({slot.format for slot in slots})
-                history.add_ready(version_id, at, formats)
+                history.add_ready(version_id, at, formats, row["parameters"])
             yield versions, row
 
     def _version_row(
@@ -688,6 +706,7 @@ class Population:
             "version_id": version_id,
             "model_id": model_id,
             "path": file.path,
+            "path_key": path_key(file.path),
             "size_bytes": file.size_bytes,
             "sha256": file.sha256,
             "role": file.role.value,

@@ -26,6 +26,7 @@ from modelharbor.db.base import utc_now
 from modelharbor.db.connection import Database, connect
 from modelharbor.db.migrations import migrate
 from modelharbor.db.tokens import Permission
+from modelharbor.inspection.fence import open_fence
 from modelharbor.resolvers.tokens import issue_token
 from modelharbor.settings import Settings
 from modelharbor.storage.blobs import open_storage
@@ -185,11 +186,11 @@ async def _seed(database: Database, settings: Settings, models: int) -> None:
                 file=sys.stderr,
             )
         return
-    async with open_storage(settings) as storage:
+    async with open_storage(settings) as storage, open_fence(settings) as fence:
         await clear(database, storage)
         if models:
             with _progress() as report:
-                await seed(database, storage, models=models, report=report)
+                await seed(database, storage, models=models, fence=fence, report=report)
 
 
 async def holds_own(database: Database) -> bool:

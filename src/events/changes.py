@@ -3,19 +3,21 @@
 from collections.abc import Hashable
 from dataclasses import dataclass
 from enum import Enum
-from typing import TypeAlias
+from typing import Final, TypeAlias
 
 from bson import ObjectId
 
 from modelharbor.db.base import Row
 from modelharbor.db.events import Stream
 
+SUBJECTS: Final = {Stream.JOBS: "job_id", Stream.UPLOADS: "upload_id"}
+"""What a row of an event, or of progress, calls the id of its subject."""
+
 
 class What(Enum):
     EVENT = "event"  # `row`: of `events`
-    PROGRESS = (
-        "progress"  # `row`: {job_id, updated}: stored names of a job (dotted) with new values
-    )
+    # `row`: {job_id | upload_id, updated}: stored names (dotted) with new values
+    PROGRESS = "progress"
     MODEL = "model"  # `row`: {model_id}: some model was written
 
 
@@ -41,9 +43,9 @@ def events_of(stream: Stream) -> Topic:
     return What.EVENT, stream.value
 
 
-def progress_of(job_id: ObjectId | None) -> Topic:
-    """Progress of a job; None: of all."""
-    return What.PROGRESS, job_id
+def progress_of(stream: Stream, subject: ObjectId | None) -> Topic:
+    """Progress of a job or an upload; None: of all."""
+    return What.PROGRESS, stream.value, subject
 
 
 MODELS: Topic = (What.MODEL,)
@@ -59,6 +61,8 @@ def topics_of(change: Change) -> list[Topic]:
                 *(events_about(each) for each in change.row["about"]),
             ]
         case What.PROGRESS:
-            return [progress_of(change.row["job_id"]), progress_of(None)]
+            stream = Stream.JOBS if "job_id" in change.row else Stream.UPLOADS
+            subject = change.row[SUBJECTS[stream]]
+            return [progress_of(stream, subject), progress_of(stream, None)]
         case What.MODEL:
             return [MODELS]

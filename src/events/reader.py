@@ -44,9 +44,15 @@ _PROGRESS: Final[Row] = {
         }
     }
 }
-_ONLY_JOBS: Final[Row] = {
-    "$cond": [{"$eq": ["$ns.coll", "jobs"]}, "$updateDescription.updatedFields", "$$REMOVE"]
+_UPDATED: Final[Row] = {
+    "$cond": [
+        {"$in": ["$ns.coll", ["jobs", "uploads"]]},
+        "$updateDescription.updatedFields",
+        "$$REMOVE",
+    ]
 }
+_OF_UPLOADS: Final = frozenset({"received_bytes", "rate", "sequence", "updated_at", "expires_at"})
+"""What progress of an upload comes to; more of it is written, for its receiver alone."""
 _ONLY_EVENTS: Final[Row] = {"$cond": [{"$eq": ["$ns.coll", "events"]}, "$fullDocument", "$$REMOVE"]}
 PIPELINE: Final[list[Row]] = [
     {
@@ -59,6 +65,12 @@ PIPELINE: Final[list[Row]] = [
                     # A change of state writes the job too; its event tells of it.
                     "updateDescription.updatedFields.state": {"$exists": False},
                     **_PROGRESS,
+                },
+                {
+                    "ns.coll": "uploads",
+                    "operationType": "update",
+                    "updateDescription.updatedFields.state": {"$exists": False},
+                    "updateDescription.updatedFields.received_bytes": {"$exists": True},
                 },
                 {
                     "ns.coll": "models",
@@ -74,7 +86,7 @@ PIPELINE: Final[list[Row]] = [
             "documentKey._id": 1,
             "clusterTime": 1,
             "fullDocument": _ONLY_EVENTS,
-            "updated": _ONLY_JOBS,
+            "updated": _UPDATED,
         }
     },
 ]
@@ -282,6 +294,15 @@ def _change(position: str, told: Row) -> Change:
             }
             return Change(
                 What.PROGRESS, position, {"job_id": told["documentKey"]["_id"], "updated": updated}
+            )
+        case "uploads":
+            updated = {
+                name: value for name, value in told["updated"].items() if name in _OF_UPLOADS
+            }
+            return Change(
+                What.PROGRESS,
+                position,
+                {"upload_id": told["documentKey"]["_id"], "updated": updated},
             )
         case _:
             return Change(What.MODEL, position, {"model_id": told["documentKey"]["_id"]})

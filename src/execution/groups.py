@@ -39,6 +39,7 @@ PATIENCE: Final = 20  # failures, before an event is told with what could not be
 TOO_SLOW: Final = 3  # looks that took too long, before those who follow are told so
 SHARE: Final = 10  # of its time, at most one part in so many goes into looks that have a pace
 AT_ONCE: Final = 500  # receivers of an event, some 5 ms, before others have a turn
+LOOK_SECONDS: Final = 0.02  # between two looks how far the reader is
 JOINING: Final = 2**62  # above the number of any happening
 
 
@@ -82,7 +83,7 @@ class Group:
         self.kept_from = ""  # what came after this place is all kept
         self.serial = self.told = 0  # of happenings: known, and told
         self.reached = ""  # the place of the last that was told
-        self.standing: tuple[Happening, float, asyncio.Future[bytes]] | None = None
+        self.standing: dict[Hashable, tuple[Happening, float, asyncio.Future[bytes]]] = {}
         self.pending: dict[Hashable, Happening] = {}
         self.due: dict[Hashable, float] = {}
         self.task: asyncio.Task[None] | None = None
@@ -139,29 +140,38 @@ class Group:
 
     async def tell_standing(self, subscription: Subscription, turn: int) -> None:
         """What stands now, once it is encoded and still what stands."""
-        while (standing := self.follower.standing()) is not None:
+        handed: dict[Hashable, Happening] = {}
+        while (standing := self.news(handed)) is not None:
             payload = await self.standing_payload(standing)
             self.hold(subscription, turn)
-            if self.follower.standing() is standing:
+            if standing in self.follower.standings():
                 self.hand(subscription, standing, payload)
-                break
+                handed[standing.key] = standing
         subscription.serial = self.serial
-        if standing is not None and standing.is_final:
+        if self.follower.is_over:
             self.finish(subscription)
+
+    def news(self, handed: dict[Hashable, Happening]) -> Happening | None:
+        """Something that stands and is not among these."""
+        standings = self.follower.standings()
+        return next((each for each in standings if handed.get(each.key) is not each), None)
 
     async def standing_payload(self, standing: Happening) -> bytes:
         """Made once for all who come; anew where rights may have changed since."""
         now = asyncio.get_running_loop().time()
-        known = self.standing
+        known = self.standing.get(standing.key)
         is_old = known is not None and self.hangs_on_rights and known[1] < now - FRESH_SECONDS
         if known is None or known[0] is not standing or is_old:
             answer = asyncio.ensure_future(self.payload(standing))
-            known = self.standing = standing, now, answer
+            known = self.standing[standing.key] = standing, now, answer
         return await asyncio.shield(known[2])
 
     async def tell_missed(self, subscription: Subscription, turn: int) -> None:
         """What came after the subscription's place, then what stands where that is newer."""
         assert subscription.place is not None
+        while self.live.reader.position < self.follower.ahead:
+            await asyncio.sleep(LOOK_SECONDS)
+            self.hold(subscription, turn)
         while True:
             self.keep_fresh()
             if subscription.place.position >= self.kept_from:
@@ -176,14 +186,18 @@ class Group:
                     self.finish(subscription)
                     return
         subscription.serial = self.told
-        standing = self.follower.standing()
-        if standing is None or self.serial != self.told:  # it is about to be told
+        if self.serial != self.told:  # it is about to be told
             return
-        payload = await self.standing_payload(standing)
-        self.hold(subscription, turn)
-        if standing.sequence > subscription.place.sequence:
-            self.hand(subscription, standing, payload)
-        if standing.is_final and not subscription.is_closed:
+        standing = self.follower.standing()
+        if standing is not None:
+            payload = await self.standing_payload(standing)
+            self.hold(subscription, turn)
+            if standing.sequence > subscription.place.sequence:
+                self.hand(subscription, standing, payload)
+            is_over = standing.is_final
+        else:
+            is_over = self.follower.is_over
+        if is_over and not subscription.is_closed:
             self.finish(subscription)
 
     async def tell_logged(self, subscription: Subscription, turn: int) -> bool:
@@ -278,6 +292,7 @@ class Group:
         self.kept_from = self.reached = reader.position
         async with self.live.work:
             await self.follower.begin(self.asked.context(self.viewer), reader.position)
+        self.kept_from = max(self.kept_from, self.follower.ahead)
         self.ready.set_result(None)
 
     def take(self, change: Change) -> None:
@@ -372,6 +387,9 @@ class Group:
                 before = member.place
                 after, is_news = moved(before, happening), self.is_news(member, happening)
             if not is_news:
+                # Told by the log, which does not know what the others have come to.
+                if happening.is_final and not happening.sequence:
+                    self.finish(member)
                 continue
             viewer = member.viewer
             is_permitted = permitted.get(id(viewer))

@@ -124,7 +124,18 @@ class Run:
         return _Replayed(**values, live=self.context, recorded=recorded)
 
 
-_SHARED = ("database", "cache", "viewer", "links", "lanes", "count", "settings", "request_id")
+_SHARED = (
+    "database",
+    "cache",
+    "viewer",
+    "links",
+    "quota_bytes",
+    "lanes",
+    "count",
+    "settings",
+    "storage",
+    "request_id",
+)
 
 
 @dataclass(kw_only=True)

@@ -2,18 +2,21 @@
 
 import asyncio
 import re
+from datetime import timedelta
 from typing import Final
 from urllib.parse import quote
 
 from bson import ObjectId
 from starlette.requests import Request
-from starlette.responses import Response, StreamingResponse
+from starlette.responses import RedirectResponse, Response, StreamingResponse
 from starlette.routing import BaseRoute, Route
 
-from modelharbor.auth.links import DownloadLinks
+from modelharbor.auth.links import HELD, DownloadLinks
+from modelharbor.auth.quarantine import needed_beside
 from modelharbor.auth.tokens import authenticate
 from modelharbor.db.base import Row
 from modelharbor.db.connection import Database
+from modelharbor.db.files import verdict_of
 from modelharbor.db.models import ModelState, Visibility
 from modelharbor.db.tokens import Permission
 from modelharbor.db.versions import VersionStatus
@@ -25,6 +28,7 @@ from modelharbor.errors import (
     RangeNotSatisfiable,
 )
 from modelharbor.settings import Settings
+from modelharbor.storage.blobs import blob_key
 
 from .answers import error_response
 from .state import State
@@ -32,7 +36,11 @@ from .state import State
 _RANGE: Final = re.compile(r"bytes\s*=\s*(\d*)\s*-\s*(\d*)\s*", re.IGNORECASE | re.ASCII)
 _TAGS: Final = re.compile(r'(W/)?("[\x21\x23-\x7e]*")')
 _BEYOND: Final = 10**19  # bytes; no file is so large
+PRESIGNED: Final = timedelta(minutes=5)  # to begin; the store lets a download that began end
+_UNKEPT: Final = {"cache-control": "private, no-store", "referrer-policy": "no-referrer"}
 _PLAIN: Final = re.compile(r"[^A-Za-z0-9._ -]")
+# The store has tags and dates of its own: a client would take them along, and be refused there.
+_CONDITIONS: Final = ("if-match", "if-range", "if-modified-since", "if-unmodified-since")
 
 
 def download_routes(settings: Settings) -> list[BaseRoute]:
@@ -41,7 +49,7 @@ def download_routes(settings: Settings) -> list[BaseRoute]:
 
 async def download(request: Request[State]) -> Response:
     """GET or HEAD. Who may not know of the file is told the same as if there were none."""
-    file, public = await _file_and_public(request)
+    file, public, key = await _found(request)
     size, digest = file["size_bytes"], file["sha256"]
     tag = f'"{digest}"'
     headers = {
@@ -59,12 +67,12 @@ async def download(request: Request[State]) -> Response:
     about = {name: headers[name] for name in ("etag", "accept-ranges", "cache-control", "vary")}
     expected = request.headers.get("if-match")
     if expected is not None and not _matches(expected, tag, weakly=False):
-        await _check_stored(request, digest)
+        await _check_stored(request, key)
         changed = PreconditionFailed("The file is not the one that `If-Match` names.")
         return error_response(request.scope, changed, about)
     known = request.headers.get("if-none-match")
     if known is not None and _matches(known, tag, weakly=True):
-        await _check_stored(request, digest)
+        await _check_stored(request, key)
         return Response(status_code=304, headers=headers)
 
     status, start, end = 200, 0, size
@@ -74,7 +82,7 @@ async def download(request: Request[State]) -> Response:
         if found is not None:
             status, (start, end) = 206, found
             if start >= end:
-                await _check_stored(request, digest)
+                await _check_stored(request, key)
                 beyond = RangeNotSatisfiable(
                     f"The file has {size} bytes; the range has none of them."
                 )
@@ -84,12 +92,37 @@ async def download(request: Request[State]) -> Response:
     headers["content-length"] = str(end - start)
 
     if request.method == "HEAD":
-        await _check_stored(request, digest)
+        await _check_stored(request, key)
         return _without_body(headers)
-    body = await request.state["storage"].open_range(digest, start, end)
+    elsewhere = await _presigned(request, key)
+    if elsewhere is not None:
+        response: Response = RedirectResponse(elsewhere, 302, _UNKEPT)
+    elif key is None:
+        raise _not_stored()
+    else:
+        body = await request.state["storage"].open_range(key, start, end)
+        response = StreamingResponse(body, status, headers, media_type="application/octet-stream")
     if (start, end) == (0, size):  # parts that are fetched side by side are no download each
         request.state["downloads"].count(file["model_id"])
-    return StreamingResponse(body, status, headers, media_type="application/octet-stream")
+    return response
+
+
+async def _presigned(request: Request[State], key: str | None) -> str | None:
+    """An address at which the store itself gives the contents; None: we give them.
+
+    Browsers get them from here: the store would not tell them the file's name, nor let a page read it.
+    """
+    headers = request.headers
+    if key is None or not request.state["storage"].presigns:
+        return None
+    if not request.state["settings"].presigned_downloads:
+        return None
+    if "text/html" in headers.get("accept", "") or "sec-fetch-mode" in headers:
+        return None
+    if any(name in headers for name in _CONDITIONS):
+        return None
+    await _check_stored(request, key)
+    return await request.state["storage"].presigned(key, PRESIGNED)
 
 
 def byte_range(header: str, size: int) -> tuple[int, int] | None:
@@ -126,17 +159,20 @@ def disposition(path: str) -> str:
     )
 
 
-async def _file_and_public(request: Request[State]) -> tuple[Row, bool]:
-    """The file, and whether everyone may have it. NotFound, Forbidden, Unauthenticated."""
+async def _found(request: Request[State]) -> tuple[Row, bool, str | None]:
+    """The file, whether everyone may have it, and where its contents lie, when they are stored.
+    NotFound, Forbidden, Unauthenticated."""
     database, query = request.state["database"], request.query_params
     gone = NotFound("There is no such file, or the link to it is no longer good.")
     given = request.path_params["file_id"]
     file_id = ObjectId(given) if re.fullmatch(r"[0-9a-f]{24}", given) else None
     links = DownloadLinks(request.state["secret_key"], "")
     viewer = None
+    held = query.get(HELD, "")
     if file_id is None or not links.is_good(
-        file_id, query.get("expires", ""), query.get("signature", "")
+        file_id, query.get("expires", ""), query.get("signature", ""), held=held
     ):
+        held = ""
         # Before anything is read: a bad token is refused alike whether there is such a file or not.
         viewer = await authenticate(database, request.headers.get("authorization"))
     if file_id is None:
@@ -144,23 +180,39 @@ async def _file_and_public(request: Request[State]) -> tuple[Row, bool]:
     file = await _one(database, "files", file_id, "path size_bytes sha256 version_id model_id")
     if file is None or file["path"].rpartition("/")[2] != request.path_params["name"]:
         raise gone
-    version, model = await asyncio.gather(
+    version, model, blob = await asyncio.gather(
         _one(database, "versions", file["version_id"], "status"),
         _one(database, "models", file["model_id"], "state visibility owner_id grants"),
+        database.data["blobs"].find_one(
+            {"sha256": file["sha256"]},
+            {"sha256": 1, "key": 1, "stored": 1, "damaged_at": 1, "inspection.verdict": 1},
+            max_time_ms=database.query_timeout_ms,
+        ),
     )
     if version is None or version["status"] == VersionStatus.DELETED.value:
         raise gone
     if model is None or model["state"] == ModelState.DELETED.value:
         raise gone
-    public = model["visibility"] == Visibility.PUBLIC.value
-    if viewer is None:
-        return file, public
-    permissions = viewer.on_model(model)
-    if Permission.READ not in permissions:
+    key = blob_key(blob) if blob is not None and blob["stored"] else None
+    status = VersionStatus(version["status"])
+    needed = needed_beside(status, verdict_of(blob))
+    public = model["visibility"] == Visibility.PUBLIC.value and needed is None
+    permissions = None if viewer is None else viewer.on_model(model)
+    if permissions is not None and Permission.READ not in permissions:
         raise gone
-    if Permission.DOWNLOAD not in permissions:
+    if permissions is not None and Permission.DOWNLOAD not in permissions:
         raise Forbidden("You may see this model, but not download its files.")
-    return file, public
+    if needed is None or held == needed.value:
+        return file, public, key
+    if needed is Permission.PUBLISH:
+        raise Forbidden(
+            f"The version is {status.value}: its files may do harm. Who may publish it gets a link by `downloadUrl(acceptQuarantined: true)`."
+        )
+    if needed not in (permissions or ()):
+        raise Forbidden(
+            "The version is not published, and this file is not known to be harmless: it is for those who may write."
+        )
+    return file, public, key
 
 
 async def _one(database: Database, collection: str, id: ObjectId, names: str) -> Row | None:
@@ -169,10 +221,14 @@ async def _one(database: Database, collection: str, id: ObjectId, names: str) ->
     )
 
 
-async def _check_stored(request: Request[State], digest: str) -> None:
+async def _check_stored(request: Request[State], key: str | None) -> None:
     """NotStored; Unavailable. An answer about contents that are not here would say that they are."""
-    if not await request.state["storage"].exists(digest):
-        raise NotStored("The contents of this file are not stored here.")
+    if key is None or not await request.state["storage"].exists(key):
+        raise _not_stored()
+
+
+def _not_stored() -> NotStored:
+    return NotStored("The contents of this file are not stored here.")
 
 
 def _matches(header: str, tag: str, *, weakly: bool) -> bool:

@@ -304,7 +304,9 @@ class GraphQLEndpoint:
             lanes=state["lanes"],
             viewer=viewer,
             links=DownloadLinks(state["secret_key"], base_url),
+            quota_bytes=self.settings.quota_bytes,
             settings=self.settings,
+            storage=state["storage"],
             request_id=request_id,
         )
 

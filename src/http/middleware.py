@@ -125,7 +125,7 @@ HOST = re.compile(r"(\[(?P<six>[0-9a-f:.]+)\]|(?P<name>[a-z0-9._-]+))(:[0-9]{1,5
 
 
 class CompressionMiddleware:
-    """zstd, br or gzip; never for files, which are ranges of stored bytes, and for events."""
+    """zstd, br or gzip; never for files, which are ranges of stored bytes, uploads and events."""
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
@@ -137,7 +137,7 @@ class CompressionMiddleware:
         )
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or scope["path"].startswith("/files/"):
+        if scope["type"] != "http" or scope["path"].startswith(("/files/", "/uploads")):
             await self.app(scope, receive, send)
         elif any(name == b"accept-encoding" for name, _ in scope["headers"]):
             await self.compressing(scope, receive, send)

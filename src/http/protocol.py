@@ -18,6 +18,8 @@ CUT_OFF: Final = "modelharbor.cut_off"
 """In the ASGI scope: ends a connection whose client takes nothing any more."""
 WRITE_TEXT: Final = "modelharbor.write_text"
 """In the ASGI scope of a WebSocket: sends a text (in UTF-8) at once, or answers that it has to wait."""
+RESUMABLE: Final = "modelharbor.resumable"
+"""In the ASGI scope: a request whose client sends the rest of its body again, from where it ended."""
 CUT_OFF_SECONDS: Final = 10.0  # for what is on its way to a client that is only slow
 
 
@@ -53,6 +55,8 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def shutdown(self) -> None:
         tell_closing(self.app_state)
+        if self.cycle is not None and self.cycle.more_body and RESUMABLE in self.cycle.scope:
+            self.transport.close()  # it might take hours, and what came so far is kept
         super().shutdown()
 
     def send_400_response(self, msg: str) -> None:

@@ -8,6 +8,7 @@ from modelharbor.db.connection import Database
 from modelharbor.execution.live import Live
 from modelharbor.loaders.lanes import Lanes
 from modelharbor.resolvers.downloads import DownloadCounter
+from modelharbor.resolvers.receiving import Receiver
 from modelharbor.settings import Settings
 from modelharbor.storage.blobs import BlobStore
 
@@ -21,4 +22,5 @@ class State(TypedDict):
     viewers: ViewerWatch
     storage: BlobStore
     downloads: DownloadCounter
+    receiver: Receiver
     secret_key: bytes

@@ -13,6 +13,10 @@ HEAD_BYTES: Final = 8192
 """How much of a file `sniff` wants to see; more is not looked at."""
 
 MAX_SAFETENSORS_HEADER: Final = 100_000_000  # bytes; the limit of the format's own reader
+_SAFETENSORS_HEADER: Final = re.compile(
+    rb'.{8}\{\s*"(?:__metadata__"|[^"\\]{1,512}"\s*:\s*\{\s*"(?:dtype|shape|data_offsets)")',
+    re.DOTALL,
+)
 _JSON_START: Final = re.compile(
     rb'\s*(?:\{\s*(?:["}]|\Z)|\[\s*(?:[\[\]{"\d-]|true\b|false\b|null\b|\Z))'
 )
@@ -50,9 +54,11 @@ def _by_magic(head: bytes, path: str) -> FileFormat | None:
     length = int.from_bytes(head[:8], "little")
     if head[8:9] == b"{" and 2 <= length <= MAX_SAFETENSORS_HEADER:
         return FileFormat.SAFETENSORS
+    if _SAFETENSORS_HEADER.match(head):  # with a length that cannot be
+        return FileFormat.SAFETENSORS
     if head.startswith(_ZIP_ENTRY):
         return _zip_format(head, suffix)
-    if head[:1] == b"\x80" and head[1:2] in (b"\x02", b"\x03", b"\x04", b"\x05"):
+    if head[:1] == b"\x80" and head[1:2] in (b"\x00", b"\x01", b"\x02", b"\x03", b"\x04", b"\x05"):
         return FileFormat.PYTORCH_PICKLE
     if head.startswith(b"\x93NUMPY"):
         return FileFormat.NUMPY

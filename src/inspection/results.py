@@ -12,6 +12,8 @@ from modelharbor.db.jobs import Level
 MOST_FINDINGS: Final = 50
 MOST_HEADER_BYTES: Final = 64 * 1024  # as JSON; a longer one is left out, or cut by its parser
 
+_WORST_FIRST: Final = (Level.CRITICAL, Level.WARNING, Level.INFO)
+
 
 @dataclass(frozen=True, slots=True)
 class Finding:
@@ -44,7 +46,8 @@ class Inspection:
     header: Any = None  # JSON: what the file says of itself
 
     def row(self, scanner: str, scanned_at: datetime) -> Row:
-        """As it is stored."""
+        """As it is stored: what was found the worst first, else in its order."""
+        findings = sorted(self.findings, key=lambda each: _WORST_FIRST.index(each.severity))
         return {
             "verdict": self.verdict.value,
             "format": self.format.value,
@@ -57,7 +60,7 @@ class Inspection:
                     "detail": each.detail,
                     "offset": each.offset,
                 }
-                for each in self.findings[:MOST_FINDINGS]
+                for each in findings[:MOST_FINDINGS]
             ],
             "tensors": None if self.tensors is None else _tensors(self.tensors),
             "header": self.header,

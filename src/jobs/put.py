@@ -7,6 +7,7 @@ smallest one that waits in any, so lanes take turns, however many jobs one of th
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from datetime import datetime
 
 from beanie import PydanticObjectId
@@ -16,10 +17,10 @@ from pymongo.asynchronous.client_session import AsyncClientSession
 
 from modelharbor.db.base import Row
 from modelharbor.db.connection import Database
-from modelharbor.db.jobs import WAITING, JobDocument, JobKind, JobState
+from modelharbor.db.jobs import ENDED, WAITING, JobDocument, JobKind, JobState
 from modelharbor.db.tokens import Permission
 
-from .states import CLAIMABLE, change_state, tell
+from .states import CLAIMABLE, change_state, tell, tell_all
 
 
 async def put_job(
@@ -75,6 +76,46 @@ async def put_job(
     return stored
 
 
+@dataclass(frozen=True, slots=True)
+class NewJob:
+    """What `put_jobs` puts: see `put_job`."""
+
+    input: Row
+    subject: Row | None = None
+
+
+async def put_jobs(
+    database: Database,
+    session: AsyncClientSession,
+    new: Sequence[NewJob],
+    *,
+    kind: JobKind,
+    principals: Sequence[str],
+    created_by_id: ObjectId | None = None,
+    scopes: Sequence[Permission | str] = (),
+) -> list[Row]:
+    """Many jobs of one lane in few commands; no children, without idempotency keys. In their order."""
+    if not new:
+        return []
+    turn = await next_turn(database, session, kind, created_by_id, 0)
+    documents = [
+        JobDocument(
+            kind=kind,
+            input=each.input,
+            scopes=[scope.value if isinstance(scope, Permission) else scope for scope in scopes],
+            created_by_id=PydanticObjectId(created_by_id) if created_by_id else None,
+            principals=list(principals),
+            subject=each.subject,
+            turn=turn + place,
+        )
+        for place, each in enumerate(new)
+    ]
+    rows: list[Row] = [get_dict(document, to_db=True) for document in documents]
+    await database.data["jobs"].insert_many(rows, session=session)
+    await tell_all(session, rows)
+    return rows
+
+
 async def put_again(
     database: Database,
     session: AsyncClientSession,
@@ -110,6 +151,48 @@ async def put_again(
     )
     assert row is not None  # read in this transaction: another's write in between starts it anew
     return row
+
+
+async def adopt(
+    database: Database,
+    session: AsyncClientSession,
+    parent_id: ObjectId,
+    job_ids: Sequence[ObjectId],
+) -> int:
+    """Those of these jobs that have not ended and belong to no other become children of this one;
+    answers how many. Who ends one of them at the same time collides with it."""
+    jobs = database.data["jobs"]
+    found = await jobs.update_many(
+        {
+            "_id": {"$in": list(job_ids)},
+            "parent_id": None,
+            "state": {"$nin": [state.value for state in ENDED]},
+        },
+        {"$set": {"parent_id": parent_id}},
+        session=session,
+    )
+    if found.modified_count:
+        await jobs.update_one(
+            {"_id": parent_id}, {"$inc": {"open_children": found.modified_count}}, session=session
+        )
+    return found.modified_count
+
+
+async def add_progress(database: Database, job_id: ObjectId, count: int) -> None:
+    """So much of the work of a job that awaits its children was done by one of them."""
+    done: Row = {"$add": ["$progress.current", count]}
+    await database.data["jobs"].update_one(
+        {"_id": job_id, "state": JobState.QUEUED.value, "awaits_children": True},
+        [
+            {
+                "$set": {
+                    "progress.current": {"$min": [{"$ifNull": ["$progress.total", done]}, done]},
+                    "progress.sequence": {"$add": ["$progress.sequence", 1]},
+                    "progress.updated_at": "$$NOW",
+                }
+            }
+        ],
+    )
 
 
 async def next_turn(

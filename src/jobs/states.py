@@ -1,6 +1,6 @@
 """Changes of a job's state: by compare-and-set, each with its event in the same transaction."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from beanie import PydanticObjectId
@@ -107,9 +107,18 @@ async def tell(
     comment: str | None = None,
 ) -> None:
     """Write the event of a job that is new or has changed its state."""
+    await _event(row, actor_id, comment).insert(session=session)
+
+
+async def tell_all(session: AsyncClientSession, rows: Sequence[Row]) -> None:
+    """The same of several, in one command."""
+    await EventDocument.insert_many([_event(row, None, None) for row in rows], session=session)
+
+
+def _event(row: Row, actor_id: ObjectId | None, comment: str | None) -> EventDocument:
     subject: Mapping[str, Any] = row["subject"] or {}
     about = [row["_id"], row["parent_id"], subject.get("id"), row["created_by_id"]]
-    await EventDocument(
+    return EventDocument(
         stream=Stream.JOBS,
         about=[PydanticObjectId(each) for each in dict.fromkeys(about) if each is not None],
         principals=row["principals"],
@@ -117,4 +126,4 @@ async def tell(
         actor_id=PydanticObjectId(actor_id) if actor_id else None,
         job=snapshot(row),
         comment=comment,
-    ).insert(session=session)
+    )

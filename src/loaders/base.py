@@ -48,6 +48,8 @@ class Reads:
     cache: Cache
     viewer: Viewer
     links: DownloadLinks
+    quota_bytes: int | None = None
+    """What each owner's files may come to, where no quota was set; None: no limit."""
     lanes: "Lanes | None" = None
     """Of the process; None: each read goes alone."""
     count: LoadCount = field(default_factory=LoadCount)

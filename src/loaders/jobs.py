@@ -45,6 +45,16 @@ class JobsByParentLoader(PageLoader[ObjectId]):
         return self.reads.viewer.visible
 
 
+class JobsBySubjectLoader(PageLoader[ObjectId]):
+    """Jobs about something that was reached, as far as the viewer may see them."""
+
+    collection, parent, document = "jobs", "subject.id", JobDocument
+    sharing = Sharing.EQUAL_RIGHTS
+
+    def base(self) -> Row:
+        return self.reads.viewer.visible
+
+
 class LogsByJobLoader(PageLoader[ObjectId]):
     """Lines of the logs of jobs that were reached."""
 

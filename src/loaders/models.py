@@ -177,6 +177,30 @@ class EstimateLoader(Loader[Total, int, None]):
         return count
 
 
+PARAMETER_RANGE: Final = "parameter range"
+"""Among the paths of facets: no stored name, but what `parameters` comes to."""
+_RANGES: Final = {
+    "UNDER_100M": 10**8,
+    "100M_TO_1B": 10**9,
+    "1B_TO_10B": 10**10,
+    "10B_TO_100B": 10**11,
+}
+_EXPRESSIONS: Final[dict[str, Row]] = {
+    PARAMETER_RANGE: {
+        "$switch": {
+            "branches": [
+                {"case": {"$lte": ["$parameters", 0]}, "then": None},
+                *(
+                    {"case": {"$lt": ["$parameters", end]}, "then": name}
+                    for name, end in _RANGES.items()
+                ),
+            ],
+            "default": "OVER_100B",
+        }
+    }
+}
+
+
 @dataclass(frozen=True, slots=True)
 class FacetsWanted:
     fields: tuple[tuple[str, str], ...]  # (name for the client, stored path)
@@ -212,7 +236,7 @@ class FacetsLoader(Loader[Total, list[Row], FacetsWanted]):
             "models",
             [
                 {"$match": query},
-                {"$project": {"_id": 0, "value": f"${path}"}},
+                {"$project": {"_id": 0, "value": _EXPRESSIONS.get(path, f"${path}")}},
                 {"$unwind": "$value"},
                 {"$group": {"_id": "$value", "count": {"$sum": 1}}},
                 {"$match": {"_id": {"$ne": None}}},

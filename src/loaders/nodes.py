@@ -14,6 +14,7 @@ from .files import FileByIdLoader
 from .jobs import JobByIdLoader
 from .models import ModelByIdLoader, alias_rows
 from .rows import RowByIdLoader
+from .uploads import UploadByIdLoader
 from .versions import VersionByIdLoader
 
 BY_TYPE: Final[dict[str, type[RowByIdLoader]]] = {
@@ -26,6 +27,7 @@ BY_TYPE: Final[dict[str, type[RowByIdLoader]]] = {
     "ApiToken": TokenByIdLoader,
     "Alias": ModelByIdLoader,
     "Job": JobByIdLoader,
+    "Upload": UploadByIdLoader,
 }
 """The loader of each type. Of versions and files it does not look at who asks: `reach` does."""
 

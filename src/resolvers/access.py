@@ -84,7 +84,7 @@ def refuse_unless_active(model: Row, *path: str) -> None:
 
 async def version_for(
     database: Database,
-    session: AsyncClientSession,
+    session: AsyncClientSession | None,
     viewer: Viewer,
     version_id: ObjectId,
     permission: Permission,

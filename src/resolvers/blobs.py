@@ -1,10 +1,13 @@
 """Contents come and go: whoever adds them meets whoever removes them, and neither harms the other.
 
 Who adds says so first (`announce_blobs`), then looks what is stored, stores what is not, and says so
-(`record_blobs`); files then refer to it in a transaction (`refer_to`). Who removes marks first
-(`claim_unused`: no references, not announced for a while), then removes the contents, then the document
-(`forget_blobs`). Nobody adds to what is marked: `announce_blobs` waits until it is gone, the other two
-refuse. Contents that come again have another document, and only who was promised that one records them.
+(`record_blobs`); files then refer to it in a transaction (`refer_to`). What lies where it arrived is
+recorded by the transaction that completes its upload: see completing.py. Where the store has lost what
+was stored, its document says so first (`are_here`, `mark_damaged`): only what is not stored is recorded
+anew. Who removes marks first (`claim_unused`: no references, not announced for a while), then removes the
+contents, then the document (`forget_blobs`). Nobody adds to what is marked: `announce_blobs` waits until
+it is gone, the other two refuse. Contents that come again have another document, and only who was
+promised that one records them.
 """
 
 import asyncio
@@ -23,11 +26,12 @@ from pymongo.errors import BulkWriteError
 from modelharbor.db.base import Row, utc_now
 from modelharbor.db.connection import Database
 from modelharbor.errors import ErrorCode, Refused, Unavailable
-from modelharbor.storage.blobs import BlobStore
+from modelharbor.storage.blobs import BlobStore, blob_key, digest_key
 
 log = logging.getLogger(__name__)
 BLOBS_AT_ONCE: Final = 1000
 DELETES_AT_ONCE: Final = 8
+OF_STORED: Final = ("key", "verified_at", "damaged_at")  # what is known of contents that are stored
 DUPLICATE: Final = 11000  # MongoDB's code
 LOOK_SECONDS: Final = 0.05
 PATIENCE_SECONDS: Final = 90.0  # for contents that are being removed
@@ -47,7 +51,8 @@ class Contents(Protocol):
 async def announce_blobs(
     database: Database, storage: BlobStore, contents: Sequence[Contents]
 ) -> dict[str, Row]:
-    """They are about to be used: from here on they are no garbage. Their documents, by SHA-256.
+    """They are about to be used: from here on they are no garbage. Of their documents, by SHA-256, what
+    says where they are.
 
     Waits for those that are being removed. Outside of transactions: an upsert in one fails, where it
     would wait outside, when another adds the same contents at once. Unavailable where they are
@@ -78,9 +83,11 @@ async def _announce(database: Database, contents: Sequence[Contents]) -> list[Co
             {
                 "$set": {"seen_at": now},
                 "$setOnInsert": {
+                    **dict.fromkeys(OF_STORED),
                     "size_bytes": each.size_bytes,
                     "references": 0,
                     "stored": False,
+                    "inspection": None,
                     "created_at": now,
                 },
             },
@@ -105,7 +112,8 @@ async def _documents(database: Database, contents: Sequence[Contents]) -> dict[s
         rows = (
             await database.data["blobs"]
             .find(
-                {"sha256": {"$in": sorted(batch)}, "deleting_at": None}, {"sha256": 1, "stored": 1}
+                {"sha256": {"$in": sorted(batch)}, "deleting_at": None},
+                {"sha256": 1, "key": 1, "stored": 1},
             )
             .max_time_ms(database.query_timeout_ms)
             .to_list()
@@ -116,17 +124,49 @@ async def _documents(database: Database, contents: Sequence[Contents]) -> dict[s
     return found
 
 
+async def are_here(database: Database, storage: BlobStore, row: Row) -> bool:
+    """Whether the store has the contents of this document (as `announce_blobs` answers it). Where they
+    are lost, it says so from now on. Unavailable."""
+    if not row["stored"]:
+        return False
+    if await storage.exists(blob_key(row)):
+        return True
+    await mark_damaged(database, row)
+    return False
+
+
 async def record_blobs(database: Database, blob_ids: Sequence[ObjectId]) -> None:
-    """The contents of these documents are stored now. CONFLICT where they were removed since they were
-    announced."""
+    """The contents of these documents are stored under their hashes now. Such as were recorded meanwhile
+    stay where they are. CONFLICT where they were removed since they were announced."""
+    now = utc_now()
     for start in range(0, len(blob_ids), BLOBS_AT_ONCE):
         batch = blob_ids[start : start + BLOBS_AT_ONCE]
         found = await database.data["blobs"].update_many(
             {"_id": {"$in": list(batch)}, "deleting_at": None},
-            {"$set": {"stored": True, "seen_at": utc_now()}},
+            [
+                {"$set": {"seen_at": now}},
+                {"$set": {name: {"$cond": ["$stored", f"${name}", None]} for name in OF_STORED}},
+                {"$set": {"stored": True}},
+            ],
         )
         if found.matched_count < len(batch):
             raise removed_meanwhile()
+
+
+async def mark_damaged(
+    database: Database, row: Row, session: AsyncClientSession | None = None
+) -> bool:
+    """The store has not, or not whole, what this document (`_id`, `key`) says. False where it says
+    something else by now."""
+    found = await database.data["blobs"].update_one(
+        as_stored(row), {"$set": {"stored": False, "damaged_at": utc_now()}}, session=session
+    )
+    return found.matched_count > 0
+
+
+def as_stored(row: Row) -> Row:
+    """Filter of this document (`_id`, `key`), while its contents are where it says."""
+    return {"_id": row["_id"], "key": row.get("key"), "stored": True, "deleting_at": None}
 
 
 async def refer_to(
@@ -212,7 +252,7 @@ async def claim_unused(
         await database.data["blobs"]
         .find(
             removable(before),
-            {"sha256": 1, "size_bytes": 1, "stored": 1},
+            {"sha256": 1, "key": 1, "size_bytes": 1, "stored": 1},
             session=session,
         )
         .sort("_id", 1)
@@ -265,7 +305,7 @@ async def remove_contents(storage: BlobStore, claim: Claim) -> list[Row]:
         for row in waiting:
             if time.monotonic() > claim.until:
                 return
-            await storage.delete(row["sha256"])
+            await _remove(storage, row)
             removed.append(row)
 
     try:
@@ -275,6 +315,12 @@ async def remove_contents(storage: BlobStore, claim: Claim) -> list[Row]:
     except ExceptionGroup as failures:
         raise failures.exceptions[0] from None  # they all have one cause: the store
     return removed
+
+
+async def _remove(storage: BlobStore, row: Row) -> None:
+    """Also what was put under the hash while other contents were recorded already, or damaged."""
+    for key in {blob_key(row), digest_key(row["sha256"])}:
+        await storage.delete(key)
 
 
 async def forget_blobs(
@@ -291,8 +337,9 @@ async def forget_blobs(
     # What was stored anew since may have been removed: the next import stores it once more.
     digests = [row["sha256"] for row in removed]
     log.error("storage.removed_late sha256=%s", digests)
+    keys = [None, *{row.get("key") for row in removed} - {None}]
     await database.data["blobs"].update_many(
-        {"sha256": {"$in": digests}, "deleting_at": None},
+        {"sha256": {"$in": digests}, "key": {"$in": keys}, "deleting_at": None},
         {"$set": {"stored": False}},
         session=session,
     )
@@ -301,9 +348,11 @@ async def forget_blobs(
 async def _finish_abandoned(database: Database, storage: BlobStore, digest: str) -> None:
     now = utc_now()
     row: Row | None = await database.data["blobs"].find_one_and_update(
-        {"sha256": digest, **_abandoned()}, {"$set": {"deleting_at": now}}, {"_id": 1}
+        {"sha256": digest, **_abandoned()},
+        {"$set": {"deleting_at": now}},
+        {"sha256": 1, "key": 1},
     )
     if row is not None:
-        await storage.delete(digest)
+        await _remove(storage, row)
         blob_id: ObjectId = row["_id"]
         await database.data["blobs"].delete_one({"_id": blob_id, "deleting_at": now})

@@ -43,15 +43,17 @@ async def create_once(
     given: Mapping[str, Any],
     make: Work,
     find: Find,
+    turn: ObjectId | None = None,
 ) -> Row:
     """`make` within a transaction; when the key was used with the same input before, `find` instead.
 
-    Refuses with CONFLICT where the key belongs to another input, or where what it made is gone.
+    Refuses with CONFLICT where the key belongs to another input, or where what it made is gone. `turn`:
+    see `Database.transaction`.
     """
     key = valid_idempotency_key(key)
     fresh = Attempt(PydanticObjectId(), secrets.token_hex(32))
     if key is None:
-        return await database.transaction(lambda session: make(session, fresh))
+        return await database.transaction(lambda session: make(session, fresh), turn=turn)
     digest = sha256(json.dumps(given, sort_keys=True, default=str).encode()).hexdigest()
     mine = {"user_id": user_id, "operation": operation, "key": key}
 
@@ -77,7 +79,7 @@ async def create_once(
         ).insert(session=session)
         return await make(session, fresh)
 
-    return await database.transaction(work)
+    return await database.transaction(work, turn=turn)
 
 
 async def _again(session: AsyncClientSession, record: Row, digest: str, find: Find) -> Row:

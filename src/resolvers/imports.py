@@ -1,17 +1,13 @@
 """A folder on this machine becomes a version: walked safely, hashed, stored, published."""
 
 import asyncio
-import os
-import stat
-from collections.abc import AsyncIterator, Callable, Generator, Iterator, Sequence
-from contextlib import AbstractAsyncContextManager, asynccontextmanager, closing
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, field
 from enum import Enum
 from functools import partial
 from hashlib import sha256
-from io import RawIOBase
-from itertools import islice
-from pathlib import Path, PurePath, PurePosixPath
+from pathlib import Path
 from typing import Final
 
 from bson import ObjectId
@@ -23,38 +19,42 @@ from modelharbor.db.connection import Database
 from modelharbor.db.events import EventKind
 from modelharbor.db.models import CardDocument, Visibility
 from modelharbor.db.tokens import Permission
-from modelharbor.db.versions import VersionStatus
+from modelharbor.db.versions import MUTABLE, VersionStatus
 from modelharbor.errors import ErrorCode, Refused
-from modelharbor.inspection.formats import HEAD_BYTES, role_of, sniff
-from modelharbor.settings import Settings
-from modelharbor.storage.blobs import PART, BlobStore, ContentChanged
+from modelharbor.inspection.fence import Fence
+from modelharbor.storage.blobs import BlobStore, ContentChanged
 
 from .access import full_name, may, refuse_unless_active, refuse_without
 from .aliases import set_alias
-from .blobs import announce_blobs, record_blobs
+from .blobs import announce_blobs, are_here, record_blobs
 from .cards import Card, card_fields, render_card
 from .files import FileEntry, add_files
+from .folders import Found, hashed, open_file, unreadable, walk
+from .inspections import Troubled, inspect_blob, troubled_files, uninspected
 from .models import changed, create_model_in, valid_model_fields
-from .names import bad, valid_alias, valid_card, valid_model_name
+from .names import valid_alias, valid_card, valid_model_name
+from .settling import files_digest
 from .telling import tell_of_model
-from .versions import create_version_in, files_digest, publish_version_in, valid_version_fields
+from .versions import create_version_in, publish_version_in, valid_version_fields
 
-MAX_FILES: Final = 100_000
-MAX_PATH: Final = 1024  # characters
 FILES_AT_ONCE: Final = 1000  # written in one transaction
-FILES_PER_STEP: Final = 200  # hashed between two looks at the event loop, when they are small
 PUTS_AT_ONCE: Final = 8
+INSPECTIONS_AT_ONCE: Final = 4
+MOST_TROUBLED: Final = 20  # files that a result names
+FILLED: Final = frozenset(status.value for status in MUTABLE)
+"""States in which a version is still being filled."""
 
 
 class Phase(Enum):
     HASHING = "hashing"
     STORING = "storing"
+    INSPECTING = "inspecting"
     PUBLISHING = "publishing"
 
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """`done` of `total` bytes of a phase, of HASHING or STORING; `path` is the file at hand."""
+    """`done` of `total` bytes of a phase, of any but PUBLISHING; `path` is the file at hand."""
 
     phase: Phase
     done: int
@@ -68,22 +68,14 @@ class ImportResult:
     version_id: ObjectId
     number: int
     digest: str
+    status: VersionStatus
+    status_reason: str | None  # why it is not READY
     is_new: bool  # False: these contents were a version of the model already
     files: int
     size_bytes: int
     stored_bytes: int  # length of the contents that the store did not have yet
     notes: tuple[str, ...]  # what was left out, and why: sentences for the person at the terminal
-
-
-@dataclass(frozen=True, slots=True)
-class Found:
-    """A file of the folder; `real` is where its contents are, when a link leads there: below `base`,
-    by no link."""
-
-    path: str
-    base: Path
-    real: Path
-    size_bytes: int
+    troubled: tuple[Troubled, ...] = ()  # files that keep it from being READY, the first of them
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,6 +111,7 @@ async def local_viewer(database: Database, owner: str) -> Viewer:
 async def import_folder(
     database: Database,
     storage: BlobStore,
+    fence: Fence,
     viewer: Viewer,
     folder: Path,
     owner: str,
@@ -132,11 +125,12 @@ async def import_folder(
     within: Path | None = None,
     phase: Callable[[Phase], AbstractAsyncContextManager[None]] = _through,
 ) -> ImportResult:
-    """Register a folder as a new READY version of `owner/name`, which is made when it is missing.
+    """Register a folder as a new version of `owner/name`, which is made when it is missing: READY, or
+    QUARANTINED where a file is not known to be harmless.
 
     A folder whose contents are a version already adds nothing, unless `again`; its aliases are set
-    all the same. Contents are stored first and the version is filled as a DRAFT with right
-    counters, so an import that broke off is taken up by the next one of the same folder.
+    all the same. Contents are stored and inspected first and the version is filled as a DRAFT with
+    right counters, so an import that broke off is taken up by the next one of the same folder.
 
     Refused (`folder`, `owner`, `name`, `aliases`) before anything is written: also where the folder
     is not `within` that one, once links are followed. It goes through each `phase` that it needs. What
@@ -154,21 +148,28 @@ async def import_folder(
     async with phase(Phase.HASHING):
         found = await asyncio.to_thread(walk, folder, within)
         readme = await asyncio.to_thread(_readme, found, max_card_bytes)
-        entries = [entry async for entry in _hashed(found, report)]
+        reading = partial(_told, report, Phase.HASHING)
+        entries = [entry async for entry in hashed(found, reading)]
     digest = files_digest([(entry.path, entry.sha256) for entry in entries])
 
     model, version = await _known(database, target, digest)
-    if version is not None and version["status"] != VersionStatus.DRAFT.value:
+    if version is not None and version["status"] not in FILLED:
         return await _recognised(database, target, version, readme.notes)
     if model is not None and visibility not in (None, Visibility(model["visibility"])):
         readme.notes.append(f"{full_name(model)} is {model['visibility']} and stays so.")
 
     async with phase(Phase.STORING):
         stored_bytes = await _store(database, storage, found, entries, report)
+    waiting = await _waiting(database, entries)
+    if waiting:
+        async with phase(Phase.INSPECTING):
+            await _inspect(
+                database, storage, fence, waiting, partial(_told, report, Phase.INSPECTING)
+            )
     async with phase(Phase.PUBLISHING):
         version = await _claim(database, target, digest, readme.card)
         for batch in _batches(entries, FILES_AT_ONCE):
-            if version["status"] == VersionStatus.DRAFT.value:
+            if version["status"] in FILLED:
                 work = partial(_add, database, version["_id"], batch)
                 version = await database.transaction(work)
         published = await database.transaction(
@@ -177,7 +178,13 @@ async def import_folder(
         )
     if published is None:  # another import of the same folder came first
         return await _recognised(database, target, version, readme.notes, stored_bytes)
-    return _result(published, readme.notes, stored_bytes, is_new=True)
+    return await _result(database, published, readme.notes, stored_bytes, is_new=True)
+
+
+def _told(
+    report: Callable[[Progress], None], phase: Phase, done: int, total: int, path: str
+) -> None:
+    report(Progress(phase, done, total, path))
 
 
 async def refuse_import(
@@ -189,217 +196,35 @@ async def refuse_import(
     return found, await _refuse_early(database, target, session)
 
 
-def _result(
-    version: Row, notes: Sequence[str], stored_bytes: int = 0, *, is_new: bool
+async def _result(
+    database: Database,
+    version: Row,
+    notes: Sequence[str],
+    stored_bytes: int = 0,
+    *,
+    is_new: bool,
 ) -> ImportResult:
+    status = VersionStatus(version["status"])
+    troubled: Sequence[Troubled] = ()
+    if status in (VersionStatus.QUARANTINED, VersionStatus.FAILED):
+        troubled = await troubled_files(database, version["_id"], MOST_TROUBLED)
     return ImportResult(
         model_id=version["model_id"],
         version_id=version["_id"],
         number=version["number"],
-        digest=version["digest"],
+        digest=version["digest"] or "",
+        status=status,
+        status_reason=version.get("status_reason"),
         is_new=is_new,
         files=version["file_count"],
         size_bytes=version["size_bytes"],
         stored_bytes=stored_bytes,
         notes=tuple(notes),
+        troubled=tuple(troubled),
     )
 
 
-# What a client may name ------------------------------------------------------------------------
-
-
-def valid_folder(folder: str) -> str:
-    """A path below an import root, in one form: relative, with `/`, without `.` and `..`."""
-    if len(folder) > MAX_PATH:
-        raise bad(f"The path is longer than {MAX_PATH} characters.", "folder")
-    if not folder.isprintable() or "\\" in folder:
-        raise bad("The path has characters that no folder's name has here.", "folder")
-    path = PurePosixPath(folder)
-    if path.is_absolute() or ".." in path.parts or not path.parts:
-        raise bad("The path must lead below the source: relative, and without '..'.", "folder")
-    if _is_hidden(path):
-        raise bad("Hidden folders are not imported.", "folder")
-    return str(path)
-
-
-def _is_hidden(path: PurePath) -> bool:
-    return any(part.startswith(".") for part in path.parts)
-
-
-def allowed_folder(settings: Settings, source: str, folder: str) -> tuple[Path, Path]:
-    """The root of an import source, and the folder below it; links followed in both. Blocks.
-
-    Refused (`source`, `folder`) without a word about what else is on this machine.
-    """
-    root = settings.import_roots.get(source)
-    if root is None:
-        raise Refused(ErrorCode.NOT_FOUND, "There is no such source.", "source")
-    missing = bad("There is no such folder below the source.", "folder")
-    try:
-        root = root.resolve(strict=True)
-        real = (root / valid_folder(folder)).resolve(strict=True)
-    except (OSError, RuntimeError):  # a loop is a RuntimeError before Python 3.13
-        raise missing from None
-    if not real.is_relative_to(root):
-        raise bad("The folder is a link that leads out.", "folder")
-    if not real.is_dir() or _is_hidden(real.relative_to(root)):
-        raise missing
-    return root, real
-
-
-# The folder -------------------------------------------------------------------------------------
-
-
-def walk(folder: Path, within: Path | None = None) -> list[Found]:
-    """Its files in the order of their paths, without hidden ones. Blocks.
-
-    With `within`, what is refused is told without where links lead to: to people far from this machine.
-
-    Refused (BAD_INPUT, `folder`): links that lead out or nowhere or to folders, what is neither
-    file nor folder, names that are no text, too many files, none at all.
-    """
-    try:
-        root = folder.resolve(strict=True)
-        if within is not None and not root.is_relative_to(within):
-            raise bad("The folder is a link that leads out.", "folder")
-        base = root if within is None else within
-        waiting = [root]
-        found: list[Found] = []
-        while waiting:
-            with os.scandir(waiting.pop()) as entries:
-                for entry in entries:
-                    if entry.name.startswith("."):
-                        continue
-                    if entry.is_dir(follow_symlinks=False):
-                        waiting.append(Path(entry.path))
-                        continue
-                    found.append(_file(base, root, Path(entry.path), tell=within is None))
-                    if len(found) > MAX_FILES:
-                        raise bad(f"The folder has over {MAX_FILES:,} files: split it.", "folder")
-    except (OSError, ValueError) as error:
-        reason = str(error) if within is None else _reason(error)
-        raise bad(f"The folder cannot be read: {_plainly(reason)}.", "folder") from None
-    if not found:
-        raise bad("The folder has no files (hidden ones are left out).", "folder")
-    return sorted(found, key=lambda file: file.path)
-
-
-def _reason(error: Exception) -> str:
-    return (isinstance(error, OSError) and error.strerror) or type(error).__name__
-
-
-def _file(base: Path, root: Path, at: Path, *, tell: bool) -> Found:
-    path = at.relative_to(root).as_posix()
-    shown = _plainly(path)
-    if not path.isprintable() or "\\" in path:
-        raise bad(
-            f"The name of {shown!r} has characters that other systems refuse: rename it.", "folder"
-        )
-    if len(path) > MAX_PATH:
-        raise bad(f"The path {shown[:80]}… is longer than {MAX_PATH} characters.", "folder")
-    try:
-        real = at.resolve(strict=True)
-    except (OSError, RuntimeError):  # a loop is a RuntimeError before Python 3.13
-        raise bad(f"{shown} is a link that leads nowhere: remove it.", "folder") from None
-    if not real.is_relative_to(root):
-        where = f", to {real}" if tell else ""
-        raise bad(
-            f"{shown} is a link out of the folder{where}: put the file in its place.", "folder"
-        )
-    status = real.stat()
-    if stat.S_ISDIR(status.st_mode):
-        raise bad(f"{shown} is a link to a folder: put the folder in its place.", "folder")
-    if not stat.S_ISREG(status.st_mode):
-        raise bad(f"{shown} is neither a file nor a folder: remove it.", "folder")
-    return Found(path, base, real, status.st_size)
-
-
-def _plainly(text: str) -> str:
-    return text.encode("utf-8", "backslashreplace").decode()
-
-
-FOLDER: Final = (
-    getattr(os, "O_PATH", os.O_RDONLY) | os.O_DIRECTORY | os.O_CLOEXEC
-)  # to go through, not to be read
-
-
-def _open(file: Found) -> int:
-    """A descriptor. What became a link or a pipe since the walk, at any level below its base, is not
-    followed, nor waited for. Refused (BAD_INPUT, `folder`), by its path in the folder alone."""
-    *above, name = file.real.relative_to(file.base).parts
-    try:
-        at = os.open(file.base, FOLDER)
-        try:
-            for part in above:
-                below = os.open(part, FOLDER | os.O_NOFOLLOW, dir_fd=at)
-                os.close(at)
-                at = below
-            flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
-            descriptor = os.open(name, flags, dir_fd=at)
-        finally:
-            os.close(at)
-    except OSError as error:
-        raise _unreadable(file, error) from None
-    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-        os.close(descriptor)
-        raise bad(f"{file.path} is no longer a file.", "folder")
-    return descriptor
-
-
-def _unreadable(file: Found, error: OSError) -> Refused:
-    return bad(f"{file.path} cannot be read: {_reason(error)}.", "folder")
-
-
-async def _hashed(
-    found: Sequence[Found], report: Callable[[Progress], None]
-) -> AsyncIterator[FileEntry]:
-    """The entry of each file, in order."""
-    total, done = sum(file.size_bytes for file in found), 0
-    with closing(_parts(found)) as parts:
-        while step := await asyncio.to_thread(_step, parts):
-            for _, count, entry in step:
-                done += count
-                if entry is not None:
-                    yield entry
-            report(Progress(Phase.HASHING, done, max(total, done), step[-1][0]))
-
-
-Part = tuple[str, int, FileEntry | None]
-
-
-def _step(parts: Iterator[Part]) -> list[Part]:
-    """What one visit to a thread does: a few megabytes, or some files that are small."""
-    taken: list[Part] = []
-    count = 0
-    for part in islice(parts, FILES_PER_STEP):
-        taken.append(part)
-        count += part[1]
-        if count >= PART:
-            break
-    return taken
-
-
-def _parts(found: Sequence[Found]) -> Generator[Part, None, None]:
-    """Path, bytes read, and with the last of a file its entry."""
-    for file in found:
-        digest, size, head = sha256(), 0, b""
-        with open(_open(file), "rb", buffering=0) as source:
-            while part := _read(file, source):
-                digest.update(part)
-                size += len(part)
-                if len(head) < HEAD_BYTES:
-                    head += part[: HEAD_BYTES - len(head)]
-                yield file.path, len(part), None
-        format = sniff(head, file.path)
-        role = role_of(file.path, format)
-        yield file.path, 0, FileEntry(file.path, size, digest.hexdigest(), role, format)
-
-
-def _read(file: Found, source: RawIOBase) -> bytes:
-    try:
-        return source.read(PART) or b""
-    except OSError as error:
-        raise _unreadable(file, error) from None
+# The folder ---------------------------------------------------------------------------------------
 
 
 def _readme(found: Sequence[Found], max_card_bytes: int) -> Readme:
@@ -408,7 +233,7 @@ def _readme(found: Sequence[Found], max_card_bytes: int) -> Readme:
     named = [file for file in found if file.path.lower() == "readme.md"]
     if not named:
         return readme
-    descriptor = _open(named[0])
+    descriptor = open_file(named[0])
     try:
         with open(descriptor, "rb") as source:
             text = source.read(max_card_bytes + 1).decode("utf-8-sig")
@@ -427,7 +252,7 @@ def _readme(found: Sequence[Found], max_card_bytes: int) -> Readme:
     except Refused as refused:
         readme.notes.append(f"{named[0].path}: {refused.message} It became no card.")
     except OSError as error:
-        raise _unreadable(named[0], error) from None
+        raise unreadable(named[0], error) from None
     return readme
 
 
@@ -449,7 +274,7 @@ async def _store(
     missing = [
         entry
         for entry in first.values()
-        if not (blobs[entry.sha256]["stored"] and await storage.exists(entry.sha256))
+        if not await are_here(database, storage, blobs[entry.sha256])
     ]
     total, done = sum(entry.size_bytes for entry in missing), 0
     waiting = iter(missing)
@@ -470,16 +295,61 @@ async def _store(
     def _advanced(path: str, count: int) -> None:
         nonlocal done
         done += count
-        report(Progress(Phase.STORING, done, total, path))
+        _told(report, Phase.STORING, done, total, path)
+
+    await _together(put, waiting, PUTS_AT_ONCE)
+    await record_blobs(database, [blobs[entry.sha256]["_id"] for entry in missing])
+    return total
+
+
+async def _waiting(database: Database, entries: Sequence[FileEntry]) -> list[FileEntry]:
+    """One file for each of the contents that nobody has looked into yet."""
+    first = {entry.sha256: entry for entry in reversed(entries)}
+    waiting = await uninspected(database, list(first))
+    return [entry for digest, entry in first.items() if digest in waiting]
+
+
+async def _inspect(
+    database: Database,
+    storage: BlobStore,
+    fence: Fence,
+    entries: Sequence[FileEntry],
+    report: Callable[[int, int, str], None],
+) -> None:
+    total, done = sum(entry.size_bytes for entry in entries), 0
+    waiting = iter(entries)
+
+    async def inspect() -> None:
+        # Several of these share one iterator: each takes the next file when it is done with one.
+        nonlocal done
+        for entry in waiting:
+            report(done, total, entry.path)
+            await inspect_blob(database, storage, fence, entry.sha256)
+            done += entry.size_bytes
+            report(done, total, entry.path)
+
+    await _together(inspect, waiting, INSPECTIONS_AT_ONCE)
+
+
+async def _together(
+    work: Callable[[], Coroutine[None, None, None]], waiting: Iterator[FileEntry], count: int
+) -> None:
+    """`work` so many times at once; once one of them fails, the others find nothing more waiting."""
+
+    async def one() -> None:
+        try:
+            await work()
+        except BaseException:
+            for _ in waiting:
+                pass
+            raise
 
     try:
         async with asyncio.TaskGroup() as group:
-            for _ in range(PUTS_AT_ONCE):
-                group.create_task(put())
+            for _ in range(count):
+                group.create_task(one())
     except BaseExceptionGroup as failures:
         raise failures.exceptions[0] from None  # of several that fail at once, one tells enough
-    await record_blobs(database, [blobs[entry.sha256]["_id"] for entry in missing])
-    return total
 
 
 def _batches(entries: Sequence[FileEntry], size: int) -> Iterator[Sequence[FileEntry]]:
@@ -552,7 +422,7 @@ async def _known(
             {
                 "model_id": model["_id"],
                 "digest": digest,
-                "status": {"$ne": VersionStatus.DELETED.value},
+                "status": {"$nin": [VersionStatus.DELETED.value, VersionStatus.FAILED.value]},
             },
             session=session,
         )
@@ -560,7 +430,7 @@ async def _known(
         .max_time_ms(database.query_timeout_ms)
         .to_list()
     )
-    versions.sort(key=lambda version: version["status"] == VersionStatus.DRAFT.value)
+    versions.sort(key=lambda version: version["status"] in FILLED)
     return model, next(iter(versions), None)
 
 
@@ -571,17 +441,19 @@ async def _recognised(
     notes: Sequence[str],
     stored_bytes: int = 0,
 ) -> ImportResult:
-    """Nothing to add. An alias that was asked for is set where it points elsewhere."""
+    """Nothing to add. An alias that was asked for is set where it points elsewhere, unless the version
+    is in quarantine, or not settled yet."""
     row = await database.data["versions"].find_one(
         {"_id": version["_id"]}, max_time_ms=database.query_timeout_ms
     )
     if row is None:
         raise Refused(ErrorCode.CONFLICT, "The version was removed meanwhile: import it again.")
-    for name in target.aliases:
+    unsettled = (VersionStatus.QUARANTINED.value, VersionStatus.PROCESSING.value)
+    for name in () if row["status"] in unsettled else target.aliases:
         await set_alias(
             database, target.viewer, model_id=row["model_id"], name=name, version_id=row["_id"]
         )
-    return _result(row, notes, stored_bytes, is_new=False)
+    return await _result(database, row, notes, stored_bytes, is_new=False)
 
 
 async def _claim(database: Database, target: Target, digest: str, card: Card | None) -> Row:
@@ -628,7 +500,7 @@ async def _add(
 ) -> Row:
     """The version with these files, unless another import has published it."""
     version = await _version(database, version_id, session)
-    if version["status"] != VersionStatus.DRAFT.value:
+    if version["status"] not in FILLED:
         return version
     return await add_files(database, session, version, entries)
 
@@ -651,15 +523,21 @@ async def _publish(
     card: Card | None,
     session: AsyncClientSession,
 ) -> Row | None:
-    """READY, with its aliases and what its card tells; None when another import did it."""
+    """Settled, with its aliases and what its card tells; None when another import did it."""
     version = await _version(database, version_id, session)
-    if version["status"] != VersionStatus.DRAFT.value:
+    if version["status"] not in FILLED:
         return None
     if card is not None:
         await _fill(database, target.viewer, version["model_id"], card, session)
-    return await publish_version_in(
-        database, session, target.viewer, version_id=version_id, set_aliases=target.aliases
+    published = await publish_version_in(
+        database,
+        session,
+        target.viewer,
+        version_id=version_id,
+        set_aliases=target.aliases,
+        most_files=None,  # its contents are inspected already, and nobody waits for a request
     )
+    return published.version
 
 
 async def _fill(

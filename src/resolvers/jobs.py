@@ -17,7 +17,8 @@ from modelharbor.jobs.put import put_again, put_job
 from modelharbor.jobs.states import change_state
 from modelharbor.settings import Settings
 
-from .imports import allowed_folder, refuse_import, valid_folder
+from .folders import allowed_folder, valid_folder
+from .imports import refuse_import
 from .names import valid_comment, valid_idempotency_key, valid_model_name
 
 CHILDREN_AT_ONCE: Final = 100  # cancelled in one transaction
@@ -152,6 +153,25 @@ async def start_reindex(
         )
 
     return await database.transaction(work)
+
+
+async def start_verification(
+    database: Database, viewer: Viewer | None, *, all_contents: bool = False
+) -> Row:
+    """Read stored contents again and compare them with their hashes: those that were not for
+    `verify_days`, or all. Operators only; without a viewer it is the operator at the command line."""
+    user_id = _operator(viewer)
+    return await database.transaction(
+        lambda session: put_job(
+            database,
+            session,
+            kind=JobKind.VERIFY_BLOBS,
+            input={"all": all_contents},
+            created_by_id=user_id,
+            scopes=_scopes(viewer),
+            principals=job_principals(user_id),
+        )
+    )
 
 
 def _operator(viewer: Viewer | None) -> ObjectId | None:

@@ -55,6 +55,17 @@ PICTOGRAPHS: Final = range(0x1F000, 0x1FB00)  # newer emoji are unassigned to an
 AS_EMOJI, KEYCAP = "\ufe0f", "\u20e3"
 MOST_MARKS: Final = 4  # on one character; more of them run over the lines above and below
 
+LONGEST_PATH: Final = 1024  # characters
+LONGEST_PART: Final = 255  # bytes in UTF-8: what file systems take
+CLIENTS_OWN: Final = ".modelharbor"  # the folder that a client keeps its notes in
+DEVICES: Final = frozenset(
+    {
+        *("con", "prn", "aux", "nul", "conin$", "conout$"),
+        *(f"{port}{number}" for port in ("com", "lpt") for number in "123456789\u00b9\u00b2\u00b3"),
+    }
+)
+"""Names that Windows keeps for itself, whatever extension they have."""
+
 
 def bad(message: str, *path: str) -> Refused:
     return Refused(ErrorCode.BAD_INPUT, message, *path)
@@ -330,3 +341,50 @@ def valid_idempotency_key(key: str | None) -> str | None:
             "idempotencyKey",
         )
     return key
+
+
+def valid_path(path: str, *where: str) -> str:
+    """Of a file in a version: relative, with `/`, in one Unicode form, such as every system can hold."""
+    if (
+        len(path) > 4 * LONGEST_PATH
+    ):  # composing shortens; what is far too long is not even looked at
+        raise bad(f"The path has {len(path)} characters: {LONGEST_PATH} are allowed.", *where)
+    _refuse_unseen(path, frozenset(), "path", *where, joiners=True)
+    path = unicodedata.normalize("NFC", path)
+    if not path:
+        raise bad("The path is empty.", *where)
+    if len(path) > LONGEST_PATH:
+        raise bad(f"The path has {len(path)} characters: {LONGEST_PATH} are allowed.", *where)
+    for position, character in enumerate(path, 1):
+        if character in "\\:" or (character != " " and unicodedata.category(character) == "Zs"):
+            raise bad(
+                f"The path has {_shown(character)} at position {position}: take it out.", *where
+            )
+    parts = path.split("/")
+    for part in parts:
+        _refuse_part(path, part, *where)
+    if parts[0].lower() == CLIENTS_OWN:
+        raise bad(f"What lies below {CLIENTS_OWN} is a client's own: leave it out.", *where)
+    return path
+
+
+def _refuse_part(path: str, part: str, *where: str) -> None:
+    if part in {"", ".", ".."}:
+        raise bad(
+            f"The path {path[:200]!r} has an empty part, '.' or '..': give it relative to the version, such as 'folder/file'.",
+            *where,
+        )
+    if part.endswith((" ", ".")):
+        raise bad(f"{part[:200]!r} ends with a space or a dot: Windows takes that off.", *where)
+    if part.partition(".")[0].rstrip(" ").lower() in DEVICES:
+        raise bad(f"{part[:200]!r} is the name of a device on Windows: rename it.", *where)
+    if len(part.encode()) > LONGEST_PART:
+        raise bad(
+            f"A name in the path has {len(part.encode())} bytes: {LONGEST_PART} are allowed.",
+            *where,
+        )
+
+
+def path_key(path: str) -> str:
+    """The path without regard to case: equal for two that are one file on some systems."""
+    return unicodedata.normalize("NFC", unicodedata.normalize("NFD", path).casefold())

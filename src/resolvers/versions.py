@@ -1,30 +1,32 @@
-"""Versions: create, describe, publish, archive, delete."""
+"""Versions: create, describe, publish, release, archive, delete."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from hashlib import sha256
 from typing import Any, Final
 
 from beanie import PydanticObjectId
 from beanie.odm.utils.dump import get_dict
 from bson import ObjectId
-from pymongo import ReturnDocument
 from pymongo.asynchronous.client_session import AsyncClientSession
 
-from modelharbor.auth.viewer import Viewer
+from modelharbor.auth.viewer import Viewer, job_principals
 from modelharbor.db.base import Row, utc_now
 from modelharbor.db.connection import Database
 from modelharbor.db.events import EventKind
+from modelharbor.db.jobs import ENDED, JobKind
 from modelharbor.db.tokens import Permission
-from modelharbor.db.versions import VersionDocument, VersionStatus
+from modelharbor.db.uploads import TAKING, UploadState
+from modelharbor.db.versions import MUTABLE, VersionDocument, VersionStatus
 from modelharbor.errors import ErrorCode, Refused
+from modelharbor.jobs.put import put_job
 from modelharbor.settings import Settings
+from modelharbor.storage.blobs import BlobStore
 
 from .access import full_name, may, model_for, refuse_stale, refuse_unless_active, version_for
-from .aliases import set_alias_in
 from .idempotency import Attempt, create_once
 from .models import UNSET, Given, changed, differs
 from .names import (
+    COMMENT,
     DESCRIPTION,
     LABEL,
     bad,
@@ -35,10 +37,20 @@ from .names import (
     valid_tags,
     valid_text,
 )
+from .settling import (
+    PUBLISHED,
+    change_version,
+    files_of,
+    own_bytes,
+    read_inventory,
+    settle_in,
+    update_model_of,
+)
 from .telling import tell_of_model
+from .uploads import UploadFile, contents_at_hand, create_uploads_in, valid_files
 
-CONTENTS_AT_ONCE: Final = 2_000
-PUBLISHED: Final = [VersionStatus.READY.value, VersionStatus.ARCHIVED.value]
+SETTLED_AT_ONCE: Final = 2_000  # files, while somebody waits for the answer
+LEAST_REASON: Final = 3  # characters
 
 
 async def create_version(
@@ -51,18 +63,32 @@ async def create_version(
     description: str | None = None,
     tags: Sequence[str] | None = None,
     properties: Any = None,
+    files: Sequence[UploadFile] = (),
+    storage: BlobStore | None = None,
     idempotency_key: str | None = None,
 ) -> Row:
-    """A DRAFT with the model's next number. Needs WRITE."""
+    """A DRAFT with the model's next number; UPLOADING with `files`, which take `storage`: they are
+    announced in the same transaction, as by `create_uploads`. Needs WRITE."""
     user_id = viewer.person_id()
     fields = valid_version_fields(
         label=label, description=description, tags=tags, properties=properties
     )
+    given, known = [[each.path, each.size_bytes, each.sha256] for each in files], {}
+    if storage is not None and files:
+        await model_for(database, None, viewer, model_id, Permission.WRITE, "modelId")
+        known = await contents_at_hand(database, storage, viewer, valid_files(files, settings))
 
     async def make(session: AsyncClientSession, attempt: Attempt) -> Row:
-        return await create_version_in(
+        version = await create_version_in(
             database, session, viewer, model_id=model_id, fields=fields, version_id=attempt.id
         )
+        if storage is None or not files:
+            return version
+        model = await model_for(database, session, viewer, model_id, Permission.WRITE, "modelId")
+        await create_uploads_in(
+            database, session, storage, viewer, settings, version, model, files, known=known
+        )
+        return await find(session, attempt) or version
 
     async def find(session: AsyncClientSession, attempt: Attempt) -> Row | None:
         model = await model_for(database, session, viewer, model_id, Permission.WRITE, "modelId")
@@ -82,7 +108,7 @@ async def create_version(
         user_id=user_id,
         operation="createModelVersion",
         key=idempotency_key,
-        given={**fields, "model_id": model_id},
+        given={**fields, "model_id": model_id, **({"files": given} if given else {})},
         make=make,
         find=find,
     )
@@ -148,21 +174,6 @@ async def create_version_in(
     return row
 
 
-async def _change(
-    database: Database, session: AsyncClientSession, version: Row, fields: Mapping[str, Any]
-) -> Row:
-    """Compare and set: the version after the change, its revision raised."""
-    row = await database.data["versions"].find_one_and_update(
-        {"_id": version["_id"], "status": version["status"], "revision": version["revision"]},
-        {"$set": fields, "$inc": {"revision": 1}},
-        session=session,
-        return_document=ReturnDocument.AFTER,
-    )
-    if row is None:
-        raise Refused(ErrorCode.CONFLICT, "The version was changed meanwhile: read it again.")
-    return row
-
-
 async def update_version(
     database: Database,
     viewer: Viewer,
@@ -218,9 +229,17 @@ async def update_version(
             before=before,
             after=after,
         )
-        return await _change(database, session, version, after)
+        return await change_version(database, session, version, after)
 
     return await database.transaction(work)
+
+
+@dataclass(frozen=True, slots=True)
+class Published:
+    """The version, settled; or PROCESSING, with the job that will settle it."""
+
+    version: Row
+    job: Row | None = None
 
 
 async def publish_version(
@@ -229,8 +248,13 @@ async def publish_version(
     *,
     version_id: ObjectId,
     set_aliases: Sequence[str] | None = None,
-) -> Row:
-    """DRAFT → PROCESSING → READY: its files are fixed, aliases may be set at once. Needs PUBLISH."""
+) -> Published:
+    """Its files are fixed from now on. Needs PUBLISH.
+
+    What has few files, all of them inspected, is settled at once (READY, QUARANTINED or FAILED: see
+    `settle_in`); anything else is PROCESSING, until the job has waited for its files. Aliases are set
+    when it is READY. INVALID_TRANSITION while uploads take bytes. After it: `wake` where there is a job.
+    """
     return await database.transaction(
         lambda session: publish_version_in(
             database, session, viewer, version_id=version_id, set_aliases=set_aliases
@@ -245,57 +269,161 @@ async def publish_version_in(
     *,
     version_id: ObjectId,
     set_aliases: Sequence[str] | None = None,
-) -> Row:
-    """Publish within a transaction. The counters of version and model are brought up to its files."""
-    viewer.person_id()
+    most_files: int | None = SETTLED_AT_ONCE,
+) -> Published:
+    """Publish within a transaction: one with more than `most_files` files is left to a job."""
+    user_id = viewer.person_id()
     aliases = list(dict.fromkeys(valid_alias(name, "setAliases") for name in set_aliases or []))
     version, model = await version_for(
         database, session, viewer, version_id, Permission.PUBLISH, "id"
     )
     refuse_unless_active(model, "id")
-    if version["status"] != VersionStatus.DRAFT.value:
+    if VersionStatus(version["status"]) not in MUTABLE:
         raise _impossible(version, VersionStatus.READY)
-    version = await _change(database, session, version, {"status": VersionStatus.PROCESSING.value})
-    files = await _files_of(database, session, version_id)
-    if not files:
+    for name in aliases:  # what is refused is refused now, not when the job comes to it
+        guarded = any(each["name"] == name and each["protected"] for each in model["aliases"])
+        may(viewer, Permission.ADMINISTER if guarded else Permission.PROMOTE, model, "setAliases")
+    awaited = await _awaited_uploads(database, session, version)
+    count = await database.data["files"].count_documents(
+        {"version_id": version_id}, session=session, maxTimeMS=database.query_timeout_ms
+    )
+    if not count and not awaited:
         raise bad("The version has no files: add some first.", "id")
-    digest = files_digest([(file.path, file.sha256) for file in files])
-    size_bytes = sum(file.size_bytes for file in files)
-    stored_bytes = await _own_bytes(database, session, version, files)
-    ready = await _change(
+    is_small = most_files is None or count <= most_files
+    if is_small and not awaited and not await _is_at_work(database, session, version_id):
+        inventory = await read_inventory(database, session, version_id)
+        if inventory.is_inspected:
+            settled = await settle_in(
+                database,
+                session,
+                version,
+                model,
+                by=user_id,
+                viewer=viewer,
+                aliases=aliases,
+                inventory=inventory,
+            )
+            return Published(settled)
+    before = {"status": version["status"]}
+    version = await change_version(
+        database, session, version, {"status": VersionStatus.PROCESSING.value}
+    )
+    # The model is written to as well: who archives it at the same time collides with this.
+    await changed(
         database,
         session,
-        version,
-        {
-            "status": VersionStatus.READY.value,
-            "digest": digest,
-            "file_count": len(files),
-            "size_bytes": size_bytes,
-            "published_at": utc_now(),
-        },
+        {"_id": model["_id"], "state": model["state"]},
+        {"$set": {"updated_at": utc_now()}},
     )
     await tell_of_model(
         session,
-        EventKind.VERSION_READY,
+        EventKind.VERSION_UPDATED,
         model,
-        by=viewer.person_id(),
+        by=user_id,
         version_id=version_id,
-        before={"status": VersionStatus.DRAFT.value},
-        after={"status": VersionStatus.READY.value, "digest": digest},
+        before=before,
+        after={"status": version["status"]},
     )
-    model = await _settle(
+    job = await put_job(
         database,
         session,
-        model,
-        files=len(files) - version["file_count"],
-        size_bytes=size_bytes - version["size_bytes"],
-        stored_bytes=stored_bytes,
+        kind=JobKind.FINALIZE_VERSION,
+        input={"version_id": version_id, "aliases": aliases, "files": count + awaited},
+        created_by_id=user_id,
+        scopes=sorted(scope.value for scope in viewer.scopes),
+        principals=job_principals(user_id, model["owner_id"]),
+        subject=version_subject(version_id),
     )
-    for name in aliases:
-        model = await set_alias_in(
-            database, session, viewer, model, name=name, version_id=version_id, path="setAliases"
+    return Published(version, job)
+
+
+def version_subject(version_id: ObjectId) -> Row:
+    """Of jobs: for those that are about a version or its files."""
+    return {"type": "ModelVersion", "id": version_id}
+
+
+async def _awaited_uploads(database: Database, session: AsyncClientSession, version: Row) -> int:
+    """How many uploads have all their bytes, and are to become files of it."""
+    rows = (
+        await database.data["uploads"]
+        .find(
+            {"version_id": version["_id"], "part_of": None, "is_open": True},
+            {"_id": 0, "state": 1},
+            session=session,
         )
-    return ready
+        .max_time_ms(database.query_timeout_ms)
+        .to_list()
+    )
+    taking = sum(UploadState(row["state"]) in TAKING for row in rows)
+    if taking:
+        uploads = "1 upload waits" if taking == 1 else f"{taking:,} uploads wait"
+        raise Refused(
+            ErrorCode.INVALID_TRANSITION,
+            f"{uploads} for bytes for version {version['number']}: complete or abort them first.",
+            "id",
+        )
+    return len(rows)
+
+
+async def _is_at_work(
+    database: Database, session: AsyncClientSession, version_id: ObjectId
+) -> bool:
+    """Whether a job has still to see to a file of the version."""
+    job = await database.data["jobs"].find_one(
+        {
+            "subject.id": version_id,
+            "kind": JobKind.VERIFY_FILE.value,
+            "state": {"$nin": [state.value for state in ENDED]},
+        },
+        {"_id": 1},
+        session=session,
+        max_time_ms=database.query_timeout_ms,
+    )
+    return job is not None
+
+
+async def release_version(
+    database: Database, viewer: Viewer, *, version_id: ObjectId, reason: str
+) -> Row:
+    """QUARANTINED → READY, all the same: who does it says why, and that stays. Needs PUBLISH."""
+    viewer.person_id()
+    said = valid_text(reason, COMMENT, "reason", lines=True)
+    if said is None or len(said) < LEAST_REASON:
+        raise bad(f"Say why, in at least {LEAST_REASON} characters.", "reason")
+
+    async def work(session: AsyncClientSession) -> Row:
+        version, model = await version_for(
+            database, session, viewer, version_id, Permission.PUBLISH, "id"
+        )
+        refuse_unless_active(model, "id")
+        if version["status"] != VersionStatus.QUARANTINED.value:
+            raise _impossible(version, VersionStatus.READY)
+        files = await files_of(database, session, version_id)
+        stored_bytes = await own_bytes(database, session, version, files)
+        released = await change_version(
+            database,
+            session,
+            version,
+            {
+                "status": VersionStatus.READY.value,
+                "status_reason": said,
+                "published_at": utc_now(),
+            },
+        )
+        await tell_of_model(
+            session,
+            EventKind.VERSION_RELEASED,
+            model,
+            by=viewer.person_id(),
+            version_id=version_id,
+            before={"status": version["status"], "status_reason": version["status_reason"]},
+            after={"status": VersionStatus.READY.value, "status_reason": said},
+            comment=said,
+        )
+        await update_model_of(database, session, model, stored_bytes=stored_bytes)
+        return released
+
+    return await database.transaction(work)
 
 
 async def archive_version(
@@ -318,7 +446,7 @@ async def archive_version(
         refuse_unless_active(model, "id")
         if version["status"] != VersionStatus.READY.value:
             raise _impossible(version, VersionStatus.ARCHIVED)
-        archived = await _change(
+        archived = await change_version(
             database, session, version, {"status": VersionStatus.ARCHIVED.value}
         )
         await tell_of_model(
@@ -331,7 +459,7 @@ async def archive_version(
             after={"status": VersionStatus.ARCHIVED.value},
             comment=comment,
         )
-        await _settle(database, session, model)
+        await update_model_of(database, session, model)
         return archived
 
     return await database.transaction(work)
@@ -342,7 +470,7 @@ async def delete_version(
 ) -> ObjectId:
     """Any state → DELETED: gone for everyone, its number is never given again.
 
-    Needs PUBLISH, a DRAFT only WRITE. CONFLICT while an alias points at it.
+    Needs PUBLISH, before it was published only WRITE. CONFLICT while an alias points at it.
     """
     viewer.person_id()
     comment = valid_comment(comment)
@@ -351,7 +479,7 @@ async def delete_version(
         version, model = await version_for(
             database, session, viewer, version_id, Permission.WRITE, "id"
         )
-        if version["status"] != VersionStatus.DRAFT.value:
+        if VersionStatus(version["status"]) not in MUTABLE:
             may(viewer, Permission.PUBLISH, model, "id")
         refuse_unless_active(model, "id")
         pointing = [a["name"] for a in model["aliases"] if a["version_id"] == version_id]
@@ -363,9 +491,9 @@ async def delete_version(
             )
         stored_bytes = 0
         if version["status"] in PUBLISHED:
-            files = await _files_of(database, session, version_id)
-            stored_bytes = await _own_bytes(database, session, version, files)
-        await _change(database, session, version, {"status": VersionStatus.DELETED.value})
+            files = await files_of(database, session, version_id)
+            stored_bytes = await own_bytes(database, session, version, files)
+        await change_version(database, session, version, {"status": VersionStatus.DELETED.value})
         await tell_of_model(
             session,
             EventKind.VERSION_DELETED,
@@ -376,7 +504,7 @@ async def delete_version(
             after={"status": VersionStatus.DELETED.value},
             comment=comment,
         )
-        await _settle(
+        await update_model_of(
             database,
             session,
             model,
@@ -395,158 +523,4 @@ def _impossible(version: Row, new: VersionStatus) -> Refused:
         ErrorCode.INVALID_TRANSITION,
         f"Version {version['number']} is {version['status']}: it cannot become {new.value}.",
         "id",
-    )
-
-
-def files_digest(files: Sequence[tuple[str, str]]) -> str:
-    """SHA-256 over `path NUL sha256 LF` of each file, sorted by path: equal contents, equal digest."""
-    digest = sha256()
-    for path, content in sorted(files):
-        digest.update(f"{path}\0{content}\n".encode())
-    return digest.hexdigest()
-
-
-@dataclass(frozen=True, slots=True)
-class _File:
-    path: str
-    sha256: str
-    size_bytes: int
-
-
-async def _files_of(
-    database: Database, session: AsyncClientSession, version_id: ObjectId
-) -> list[_File]:
-    return [
-        _File(**row)
-        async for row in database.data["files"].find(
-            {"version_id": version_id},
-            {"_id": 0, "path": 1, "sha256": 1, "size_bytes": 1},
-            session=session,
-            batch_size=10_000,
-            max_time_ms=database.query_timeout_ms,
-        )
-    ]
-
-
-async def _own_bytes(
-    database: Database, session: AsyncClientSession, version: Row, files: Sequence[_File]
-) -> int:
-    """Length of the contents that no other published version of the model has.
-
-    What a neighbour shares, mostly nearly all, is found in one read. The rest is asked for in parts,
-    so that each command stays far below its timeout.
-    """
-    own = {file.sha256: file for file in files}
-    neighbour = await database.data["versions"].find_one(
-        {
-            "model_id": version["model_id"],
-            "_id": {"$ne": version["_id"]},
-            "status": {"$in": PUBLISHED},
-        },
-        {"_id": 1},
-        sort=[("number", -1)],
-        session=session,
-        max_time_ms=database.query_timeout_ms,
-    )
-    if neighbour is None:
-        return sum(file.size_bytes for file in own.values())
-    for file in await _files_of(database, session, neighbour["_id"]):
-        own.pop(file.sha256, None)
-    paths = [file.path for file in own.values()]
-    total = 0
-    for start in range(0, len(paths), CONTENTS_AT_ONCE):
-        cursor = await database.data["files"].aggregate(
-            _not_elsewhere(version, paths[start : start + CONTENTS_AT_ONCE]),
-            session=session,
-            maxTimeMS=database.query_timeout_ms,
-        )
-        total += sum([row["size_bytes"] async for row in cursor])
-    return total
-
-
-def _not_elsewhere(version: Row, paths: list[str]) -> list[dict[str, Any]]:
-    """The length in all of these files whose contents no other published version has. For each it
-    stops at the first that has them: a model may have 200,000 versions with one and the same file."""
-    return [
-        {"$match": {"version_id": version["_id"], "path": {"$in": paths}}},
-        {
-            "$lookup": {
-                "from": "files",
-                "localField": "sha256",
-                "foreignField": "sha256",
-                "pipeline": [
-                    {
-                        "$match": {
-                            "model_id": version["model_id"],
-                            "version_id": {"$ne": version["_id"]},
-                        }
-                    },
-                    {
-                        "$lookup": {
-                            "from": "versions",
-                            "localField": "version_id",
-                            "foreignField": "_id",
-                            "pipeline": [
-                                {"$match": {"status": {"$in": PUBLISHED}}},
-                                {"$project": {"_id": 1}},
-                            ],
-                            "as": "published",
-                        }
-                    },
-                    {"$match": {"published": {"$ne": []}}},
-                    {"$limit": 1},
-                    {"$project": {"_id": 1}},
-                ],
-                "as": "others",
-            }
-        },
-        {"$match": {"others": []}},
-        {"$group": {"_id": None, "size_bytes": {"$sum": "$size_bytes"}}},
-    ]
-
-
-async def _settle(
-    database: Database,
-    session: AsyncClientSession,
-    model: Row,
-    *,
-    versions: int = 0,
-    files: int = 0,
-    size_bytes: int = 0,
-    stored_bytes: int = 0,
-) -> Row:
-    """Bring the model's latest version, its formats and its counters up to date."""
-    latest = await database.data["versions"].find_one(
-        {"model_id": model["_id"], "status": VersionStatus.READY.value},
-        {"_id": 1},
-        sort=[("number", -1)],
-        session=session,
-        max_time_ms=database.query_timeout_ms,
-    )
-    latest_id = latest["_id"] if latest else None
-    now = utc_now()
-    fields: dict[str, Any] = {"updated_at": now, "latest_version_id": latest_id}
-    if versions or files or size_bytes or stored_bytes:
-        fields["stats.as_of"] = now
-    if latest_id != model["latest_version_id"]:
-        formats = await database.data["files"].distinct(
-            "format",
-            {"version_id": latest_id},
-            session=session,
-            maxTimeMS=database.query_timeout_ms,
-        )
-        fields["formats"] = sorted(formats)
-    return await changed(
-        database,
-        session,
-        {"_id": model["_id"]},
-        {
-            "$set": fields,
-            "$inc": {
-                "stats.versions": versions,
-                "stats.files": files,
-                "stats.size_bytes": size_bytes,
-                "stats.stored_bytes": stored_bytes,
-            },
-        },
     )

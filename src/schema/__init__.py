@@ -26,6 +26,7 @@ from .mutation import Mutation
 from .query import Query
 from .scalars import SCALARS
 from .subscription import Subscription
+from .uploads import Upload
 from .versions import Alias, ModelVersion
 
 TYPES: Final = (
@@ -37,6 +38,7 @@ TYPES: Final = (
     ModelFile,
     ModelVersion,
     Organization,
+    Upload,
     User,
 )
 """Those that interfaces and unions may answer: nothing else names them all."""

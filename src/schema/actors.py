@@ -14,9 +14,12 @@ from modelharbor.loaders.actors import (
     OrganizationsByUserLoader,
     TokensByUserLoader,
 )
+from modelharbor.loaders.quotas import StorageByOwnerLoader
 
+from .directives import Cost
 from .nodes import Actor, Node
 from .pages import PER_ROW, After, Before, Connection, First, Last, window
+from .quotas import StorageUsage
 
 BY_ID = Order("_id", Sorted.ID, ascending=True)
 
@@ -53,6 +56,12 @@ class Organization(Actor, Node):
         arguments=by_id,
         description="Who belongs to it; empty for those who do not.",
         directives=PER_ROW,
+    )
+    storage: StorageUsage | None = loaded(
+        StorageByOwnerLoader,
+        key=("_id", "login_lower"),
+        description="What is stored for it, and may be; null for those who do not belong to it.",
+        directives=(Cost(weight=5),),
     )
 
 

@@ -10,10 +10,11 @@ from typing import Any
 import strawberry
 
 from modelharbor.db.actors import Role
-from modelharbor.db.files import FileFormat, FileRole
+from modelharbor.db.files import FileFormat, FileRole, ScanVerdict
 from modelharbor.db.jobs import JobKind, JobState, Level
 from modelharbor.db.models import ModelState, Visibility
 from modelharbor.db.tokens import Permission
+from modelharbor.db.uploads import UploadProtocol, UploadState
 from modelharbor.db.versions import VersionStatus
 from modelharbor.errors import ErrorCode
 
@@ -82,6 +83,18 @@ describe(
         "QUARANTINED": "Published, but a file of it is not known to be harmless; `statusReason` says why.",
         "ARCHIVED": "Kept, but no longer offered as the latest.",
         "DELETED": "Gone.",
+    },
+)
+describe(
+    ScanVerdict,
+    "What the inspection of a file came to.",
+    {
+        "PENDING": "Not inspected yet.",
+        "SAFE": "Nothing harmful was found, by a scanner that knows the format.",
+        "SUSPICIOUS": "It holds something that is not known to be harmless.",
+        "UNSAFE": "It holds something that does harm.",
+        "ERROR": "It could not be inspected: broken, too large, or more than the inspection may take.",
+        "SKIPPED": "No scanner knows its format, or its contents are not stored here.",
     },
 )
 describe(
@@ -164,6 +177,29 @@ describe(
         "CANCELLING": "Someone cancelled it; its worker stops as soon as it learns of it.",
         "CANCELLED": "Cancelled before it was done.",
         "DEAD": "Given up, since workers died of it.",
+    },
+)
+describe(
+    UploadState,
+    "Where an upload is in its life.",
+    {
+        "CREATED": "Announced; no bytes have come yet.",
+        "UPLOADING": "Bytes have come, more are to come.",
+        "PAUSED": "Somebody paused it; the next bytes go on with it.",
+        "RECEIVED": "All bytes are here; they wait to be verified.",
+        "VERIFYING": "A job reads all of them again.",
+        "COMPLETED": "It is a file of its version.",
+        "FAILED": "Given up; `error` says why.",
+        "ABORTED": "Somebody gave it up.",
+        "EXPIRED": "No more bytes came in time.",
+    },
+)
+describe(
+    UploadProtocol,
+    "How the bytes of an upload come.",
+    {
+        "TUS": "By tus 1.0.0, to the `url` of the upload.",
+        "INSTANT": "Not at all: its contents were stored here already.",
     },
 )
 describe(

@@ -177,6 +177,10 @@ class ModelFilter:
     format: list[FileFormat] | None = matching(
         one_of("formats"), description="Its latest version has a file of one of these formats."
     )
+    parameters: BigIntRange | None = matching(
+        between("parameters"),
+        description="Parameters of its latest version; 0 where they are not known.",
+    )
     size_bytes: BigIntRange | None = matching(
         between("stats.size_bytes"), description="Sum of its files' lengths, in bytes."
     )

@@ -6,9 +6,10 @@ from typing import Annotated, Any, Final
 import strawberry
 from bson import ObjectId
 
+from modelharbor.db import conditions
 from modelharbor.db.base import Row
 from modelharbor.db.jobs import JobKind, JobState, Level
-from modelharbor.db.keyset import Order, Sorted, Window
+from modelharbor.db.keyset import Filter, Order, Sorted, Window
 from modelharbor.errors import ErrorCode
 from modelharbor.execution.declaration import computed, loaded
 from modelharbor.loaders.actors import ActorByIdLoader
@@ -29,6 +30,19 @@ from .pages import PER_ROW, After, Before, Connection, First, Last, window
 from .scalars import JSON, BigInt
 
 NEWEST: Final = Order("_id", Sorted.ID)
+
+
+def jobs_in_states(
+    first: First = None,
+    after: After = None,
+    last: Last = None,
+    before: Before = None,
+    state: Annotated[
+        list[JobState] | None, strawberry.argument(description="Only those in these states.")
+    ] = None,
+) -> Window:
+    query = conditions.one_of("state", [each.value for each in state]) if state is not None else {}
+    return window(NEWEST, first, after, last, before, Filter(query))
 
 
 def job_wanted(

@@ -16,6 +16,7 @@ from modelharbor.errors import BadUserInput
 from modelharbor.execution.declaration import computed, loaded, rows
 from modelharbor.loaders.actors import ActorByIdLoader
 from modelharbor.loaders.models import (
+    PARAMETER_RANGE,
     CardByModelLoader,
     EstimateLoader,
     FacetsLoader,
@@ -98,6 +99,11 @@ def viewer_can(
     return [permission for permission in Permission if permission in found]
 
 
+def known_parameters(parameters: int) -> Any:
+    """0 is stored where none are known, so that models can be sorted by it."""
+    return parameters or None
+
+
 @strawberry.type(description="An AI model with its versions.")
 class Model(Node):
     owner: Actor = loaded(ActorByIdLoader, key="owner_id", description="Whoever owns it.")
@@ -115,6 +121,10 @@ class Model(Node):
     visibility: Visibility = strawberry.field(description="Who may see it.")
     tags: list[str] = strawberry.field(description="Free words.")
     properties: JSON | None = strawberry.field(description="Own properties, by name.")
+    parameters: BigInt | None = computed(
+        known_parameters,
+        description="How many values the weights of the latest version have; null where it does not tell.",
+    )
     state: ModelState = strawberry.field(description="Where it is in its life.")
     revision: int = strawberry.field(description="Counts its changes; for `expectedRevision`.")
     created_at: datetime = strawberry.field(description="When it was made.")
@@ -165,6 +175,10 @@ class ModelFacetField(Enum):
     OWNER = strawberry.enum_value("OWNER", description="Login of the owner.")
     FORMAT = strawberry.enum_value("FORMAT", description="Formats in the latest version.")
     VISIBILITY = strawberry.enum_value("VISIBILITY", description="Visibility.")
+    PARAMETER_RANGE = strawberry.enum_value(
+        "PARAMETER_RANGE",
+        description="How large the latest version is: UNDER_100M, 100M_TO_1B, 1B_TO_10B, 10B_TO_100B or OVER_100B parameters; those that are not known are left out.",
+    )
 
 
 FACET_PATHS = {
@@ -176,6 +190,7 @@ FACET_PATHS = {
     ModelFacetField.OWNER: "owner_login",
     ModelFacetField.FORMAT: "formats",
     ModelFacetField.VISIBILITY: "visibility",
+    ModelFacetField.PARAMETER_RANGE: PARAMETER_RANGE,
 }
 
 

@@ -5,11 +5,12 @@ import strawberry
 from .access_changes import AccessMutation
 from .job_changes import JobMutation
 from .model_changes import ModelMutation
+from .upload_changes import UploadMutation
 from .version_changes import VersionMutation
 
 
 @strawberry.type(
     description="What can be changed. Each takes one `input`, and answers what is to be mended as data."
 )
-class Mutation(ModelMutation, VersionMutation, AccessMutation, JobMutation):
+class Mutation(ModelMutation, VersionMutation, AccessMutation, UploadMutation, JobMutation):
     pass

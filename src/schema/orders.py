@@ -33,6 +33,9 @@ class ModelOrderField(Enum):
     CREATED_AT = strawberry.enum_value("CREATED_AT", description="When it was made.")
     NAME = strawberry.enum_value("NAME", description="Its name, in any case.")
     SIZE = strawberry.enum_value("SIZE", description="The sum of its files' lengths.")
+    PARAMETERS = strawberry.enum_value(
+        "PARAMETERS", description="Parameters of the latest version; unknown ones are the least."
+    )
 
 
 @strawberry.input(description="How models are sorted.")
@@ -68,6 +71,7 @@ MODEL_ORDERS: Final = {
     ModelOrderField.CREATED_AT: ("created_at", Sorted.TIME),
     ModelOrderField.NAME: ("name_lower", Sorted.TEXT),
     ModelOrderField.SIZE: ("stats.size_bytes", Sorted.WHOLE),
+    ModelOrderField.PARAMETERS: ("parameters", Sorted.WHOLE),
 }
 VERSION_ORDERS: Final = {
     ModelVersionOrderField.NUMBER: ("number", Sorted.WHOLE, True),

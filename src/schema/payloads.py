@@ -16,6 +16,8 @@ from .errors import UserError
 from .jobs import Job
 from .models import Model
 from .nodes import global_id
+from .quotas import StorageUsage
+from .uploads import Upload
 from .versions import Alias, ModelVersion
 
 P = TypeVar("P")
@@ -37,6 +39,34 @@ class ModelPayload(Payload):
 class ModelVersionPayload(Payload):
     model_version: ModelVersion | None = strawberry.field(
         description="The version; null when nothing was done."
+    )
+    uploads: list[Upload] = strawberry.field(
+        description="Of `createModelVersion` with `files`: one for each, in their order; else empty."
+    )
+    job: Job | None = strawberry.field(
+        description="Of `publishModelVersion`: the job that settles it, where its files are still to be checked; else null."
+    )
+
+
+@strawberry.type(description="Uploads that were made.")
+class UploadsPayload(Payload):
+    uploads: list[Upload] = strawberry.field(
+        description="One for each file, in their order; empty when nothing was done."
+    )
+
+
+@strawberry.type(description="An upload, after a change.")
+class UploadPayload(Payload):
+    upload: Upload | None = strawberry.field(description="The upload; null when nothing was done.")
+    job: Job | None = strawberry.field(
+        description="The job that goes on with it, where there is one; else null."
+    )
+
+
+@strawberry.type(description="What an owner stores, after a change of its quota.")
+class SetQuotaPayload(Payload):
+    storage: StorageUsage | None = strawberry.field(
+        description="What it stores, and may; null when nothing was done."
     )
 
 
@@ -82,7 +112,7 @@ def refusable(change: Callable[..., Awaitable[P]]) -> Callable[..., Awaitable[P]
             return await change(self, info, input)
         except Refused as refused:
             error = {"code": refused.code.value, "message": refused.message, "path": refused.path}
-            return cast("P", {"granted": False, "user_errors": [error]})
+            return cast("P", {"granted": False, "uploads": [], "user_errors": [error]})
         finally:
             info.context.forget()
 
@@ -91,7 +121,7 @@ def refusable(change: Callable[..., Awaitable[P]]) -> Callable[..., Awaitable[P]
 
 def done(payload: type[P], **values: Any) -> P:
     """A payload of stored rows: fields are read by name, so a dict does as one."""
-    return cast("P", {"user_errors": [], **values})
+    return cast("P", {"uploads": [], "user_errors": [], **values})
 
 
 def values_of(given: Any, *apart: str) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from modelharbor.loaders.files import FilesByContentsLoader
 from modelharbor.loaders.jobs import JobByIdLoader, JobPageLoader
 from modelharbor.loaders.models import ModelByNameLoader, ModelName, ModelPageLoader
 from modelharbor.loaders.nodes import NodeLoader, NodesLoader, Reference
+from modelharbor.loaders.quotas import StorageByLoginLoader
 from modelharbor.loaders.search import (
     RELEVANCE,
     Prefix,
@@ -25,6 +26,7 @@ from modelharbor.loaders.search import (
     SuggestLoader,
     words_of,
 )
+from modelharbor.loaders.uploads import UploadByIdLoader, UploadPageLoader
 from modelharbor.loaders.versions import ReferenceWanted, VersionByReferenceLoader, VersionWanted
 from modelharbor.resolvers.health import check_health
 from modelharbor.resolvers.references import parse_reference
@@ -39,8 +41,10 @@ from .models import Model, ModelConnection
 from .nodes import Node, parse_global_id
 from .orders import ModelOrder, ModelOrderField, model_order
 from .pages import PER_ROW, After, Before, Connection, First, Last, window
+from .quotas import StorageUsage, storage_owner
 from .scalars import SHA256
 from .search import SearchConnection, SearchType
+from .uploads import Upload, upload_wanted, uploads_window
 from .versions import ModelVersion
 
 MAX_NODES = 100
@@ -217,6 +221,23 @@ class Query:
         arguments=jobs_window,
         description="Jobs that you may see, the newest first.",
         directives=PER_ROW,
+    )
+    upload: Upload | None = loaded(
+        UploadByIdLoader,
+        by=upload_wanted,
+        description="One upload; null when there is none for you.",
+    )
+    uploads: Connection[Upload] = loaded(
+        UploadPageLoader,
+        arguments=uploads_window,
+        description="Uploads that you may see, the newest first.",
+        directives=PER_ROW,
+    )
+    storage: StorageUsage = loaded(
+        StorageByLoginLoader,
+        arguments=storage_owner,
+        description="What is stored for you, or for an organization that you belong to; for operators, for anyone.",
+        directives=(Cost(weight=5),),
     )
 
     @strawberry.field(description="How the server and what it needs are.")

@@ -21,6 +21,7 @@ from modelharbor.loaders.versions import VersionWithinModelLoader
 from modelharbor.streams.base import Subscribed
 from modelharbor.streams.jobs import JobProgress, Jobs
 from modelharbor.streams.models import ModelEvents, ModelsChanged
+from modelharbor.streams.uploads import UploadProgress, VersionUploads
 
 from .directives import Cost
 from .filters import JobFilter, ModelFilter, compile_filter
@@ -30,13 +31,21 @@ from .nodes import Actor, global_id, parse_global_id
 from .orders import ModelOrder
 from .query import models_window
 from .scalars import Cursor
+from .uploads import Upload, upload_wanted
 from .versions import ModelVersion
 
 MAX_RATE_HZ: Final = 50.0
+MAX_UPLOADS: Final = 100
 JOBS_RATE_HZ: Final = 1.0  # of the progress of each of many jobs
 MAX_MODELS: Final = 100
 T = TypeVar("T")
 
+MaxRate: TypeAlias = Annotated[
+    float,
+    strawberry.argument(
+        description="How many events of progress in a second, 50 at most. Changes of state always come."
+    ),
+]
 Since: TypeAlias = Annotated[
     Cursor | None,
     strawberry.argument(
@@ -56,6 +65,12 @@ CURSOR: Final = "Its place in the log; give it to `after` to go on from there."
 class JobEvent:
     cursor: Cursor = computed(event_cursor, description=CURSOR)
     job: Job = strawberry.field(description="The job as it was then.")
+
+
+@strawberry.type(description="An upload, as it has become.")
+class UploadEvent:
+    cursor: Cursor = computed(event_cursor, description=CURSOR)
+    upload: Upload = strawberry.field(description="The upload as it was then.")
 
 
 # What stored names are shown as, where that is not the name itself in camel case.
@@ -90,7 +105,17 @@ class ModelEventKind(Enum):
         "VERSION_UPDATED", description="A version of it was changed."
     )
     VERSION_READY = strawberry.enum_value(
-        "VERSION_READY", description="A version of it was published."
+        "VERSION_READY", description="A version of it was published, and is READY."
+    )
+    VERSION_FAILED = strawberry.enum_value(
+        "VERSION_FAILED", description="A version of it was published, and its files are not right."
+    )
+    VERSION_QUARANTINED = strawberry.enum_value(
+        "VERSION_QUARANTINED",
+        description="A version of it was published, and is not known to be harmless.",
+    )
+    VERSION_RELEASED = strawberry.enum_value(
+        "VERSION_RELEASED", description="A version of it was released from quarantine."
     )
     VERSION_ARCHIVED = strawberry.enum_value(
         "VERSION_ARCHIVED", description="A version of it was archived."
@@ -174,12 +199,7 @@ def _rate(given: float) -> float:
 def job_progress(
     id: Annotated[strawberry.ID, strawberry.argument(description="Global id of the job.")],
     after: Since = None,
-    max_rate_hz: Annotated[
-        float,
-        strawberry.argument(
-            description="How many events of progress in a second, 50 at most. Changes of state always come."
-        ),
-    ] = 5,
+    max_rate_hz: MaxRate = 5,
 ) -> Subscribed:
     found = job_wanted(id)
     rate = _rate(max_rate_hz)
@@ -204,6 +224,41 @@ def _some(name: str, given: list[Any], most: int, wanted: Callable[[Any], T]) ->
             f"`{name}` has {len(given)} values; it takes 1 to {most}, or is left out."
         )
     return [wanted(each) for each in given]
+
+
+def _upload_id(given: strawberry.ID) -> ObjectId:
+    found = upload_wanted(given)
+    if found is None:
+        raise NotFound("There is no such upload.")
+    return found
+
+
+def upload_progress(
+    ids: Annotated[
+        list[strawberry.ID] | None,
+        strawberry.argument(
+            description="These uploads, 1 to 100: as they stand, then what changes, until all have ended."
+        ),
+    ] = None,
+    version_id: Annotated[
+        strawberry.ID | None,
+        strawberry.argument(
+            description="Instead of `ids`: all uploads into this version that you may see, also later ones; only what changes, without an end."
+        ),
+    ] = None,
+    after: Since = None,
+    max_rate_hz: MaxRate = 5,
+) -> Subscribed:
+    rate = _rate(max_rate_hz)
+    if (ids is None) is (version_id is None):
+        raise BadUserInput("Give `ids` or `versionId`, one of them.")
+    if ids is not None:
+        wanted = tuple(sorted(set(_some("ids", ids, MAX_UPLOADS, _upload_id))))
+        return Subscribed(UploadProgress(wanted), after, rate)
+    found = parse_global_id(version_id or "")
+    if found is None or found.typename != "ModelVersion" or found.name is not None:
+        raise NotFound("There is no such version.")
+    return Subscribed(VersionUploads(found.id), after, rate)
 
 
 def _model_id(given: strawberry.ID) -> ObjectId:
@@ -268,6 +323,10 @@ class Subscription:
     jobs: JobEvent = streamed(
         jobs,
         description="Each change of the state of jobs that you may see, and once a second at most how far each of them is.",
+    )
+    upload_progress: UploadEvent = streamed(
+        upload_progress,
+        description="Uploads: each change of their state, and how far each of them is. Exactly one of `ids` and `versionId` is given.",
     )
     model_events: ModelEvent = streamed(
         model_events, description="What happens to models that you may see."

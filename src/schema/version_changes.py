@@ -3,8 +3,13 @@
 import strawberry
 
 from modelharbor.context import Info
+from modelharbor.db.base import Row
+from modelharbor.db.keyset import Window
+from modelharbor.jobs.waking import wake
+from modelharbor.loaders.uploads import UploadsByVersionLoader
 from modelharbor.resolvers import aliases, versions
 
+from .actors import BY_ID
 from .model_changes import CHANGE, COMMENT, IDEMPOTENCY, REVISION
 from .nodes import object_id
 from .payloads import (
@@ -18,10 +23,11 @@ from .payloads import (
 )
 from .payloads import deleted as deleted_payload
 from .scalars import JSON
+from .uploads import UploadFileInput, upload_files
 from .versions import alias_id
 
 
-@strawberry.input(description="A new version of a model, DRAFT at first.")
+@strawberry.input(description="A new version of a model: DRAFT at first, UPLOADING with files.")
 class CreateModelVersionInput:
     model_id: strawberry.ID = strawberry.field(description="The model.")
     label: str | None = strawberry.field(default=None, description="A name of its own.")
@@ -29,6 +35,10 @@ class CreateModelVersionInput:
     tags: list[str] | None = strawberry.field(default=None, description="Free words, 100 at most.")
     properties: JSON | None = strawberry.field(
         default=None, description="Own properties: a JSON object of 64 KiB at most."
+    )
+    files: list[UploadFileInput] | None = strawberry.field(
+        default=None,
+        description="Files that are to be uploaded into it, 1,000 at most: as by `createUploads`, in the same step.",
     )
     idempotency_key: str | None = strawberry.field(default=None, description=IDEMPOTENCY)
 
@@ -53,6 +63,14 @@ class PublishModelVersionInput:
     id: strawberry.ID = strawberry.field(description="The version.")
     set_aliases: list[str] | None = strawberry.field(
         default=None, description="Aliases to point at it, in the same step."
+    )
+
+
+@strawberry.input(description="A version to release from quarantine.")
+class ReleaseModelVersionInput:
+    id: strawberry.ID = strawberry.field(description="The version.")
+    reason: str = strawberry.field(
+        description="Why; it stays with the version. 3 characters at least."
     )
 
 
@@ -91,6 +109,16 @@ class DeleteModelAliasInput:
     name: str = strawberry.field(description="The alias.")
 
 
+async def uploads_made(info: Info, version: Row, count: int) -> list[Row]:
+    """Of a version that was made with them, in their order; workers look at their jobs at once."""
+    loader = info.context.loader(UploadsByVersionLoader, Window(BY_ID, limit=count))
+    page = await loader.load(version["_id"])
+    rows: list[Row] = page["nodes"]
+    if any(row["job_id"] is not None for row in rows):
+        await wake(info.context.cache)
+    return rows
+
+
 @strawberry.type(description="Changes of versions and aliases.")
 class VersionMutation:
     @strawberry.mutation(description="Make a version of a model.", directives=CHANGE)
@@ -98,14 +126,18 @@ class VersionMutation:
     async def create_model_version(
         self, info: Info, input: Given[CreateModelVersionInput]
     ) -> ModelVersionPayload:
+        context, files = info.context, upload_files(input.files or [])
         row = await versions.create_version(
-            info.context.database,
-            info.context.person,
-            info.context.settings,
+            context.database,
+            context.person,
+            context.settings,
             model_id=object_id(input.model_id, "Model", "modelId"),
-            **values_of(input, "model_id"),
+            files=files,
+            storage=context.storage,
+            **values_of(input, "model_id", "files"),
         )
-        return done(ModelVersionPayload, model_version=row)
+        made = await uploads_made(info, row, len(files)) if files else []
+        return done(ModelVersionPayload, model_version=row, uploads=made)
 
     @strawberry.mutation(description="Change a version; its files stay.", directives=CHANGE)
     @refusable
@@ -121,17 +153,36 @@ class VersionMutation:
         return done(ModelVersionPayload, model_version=row)
 
     @strawberry.mutation(
-        description="Make a DRAFT version READY: its files never change again.", directives=CHANGE
+        description="Publish a version: its files never change again. READY at once where they were all inspected, else PROCESSING until a job has seen to it.",
+        directives=CHANGE,
     )
     @refusable
     async def publish_model_version(
         self, info: Info, input: Given[PublishModelVersionInput]
     ) -> ModelVersionPayload:
-        row = await versions.publish_version(
+        published = await versions.publish_version(
             info.context.database,
             info.context.person,
             version_id=object_id(input.id, "ModelVersion", "id"),
             set_aliases=input.set_aliases,
+        )
+        if published.job is not None:
+            await wake(info.context.cache)
+        return done(ModelVersionPayload, model_version=published.version, job=published.job)
+
+    @strawberry.mutation(
+        description="Make a QUARANTINED version READY all the same, and say why.",
+        directives=CHANGE,
+    )
+    @refusable
+    async def release_model_version(
+        self, info: Info, input: Given[ReleaseModelVersionInput]
+    ) -> ModelVersionPayload:
+        row = await versions.release_version(
+            info.context.database,
+            info.context.person,
+            version_id=object_id(input.id, "ModelVersion", "id"),
+            reason=input.reason,
         )
         return done(ModelVersionPayload, model_version=row)
 

@@ -12,15 +12,20 @@ from modelharbor.db.versions import VersionStatus
 from modelharbor.execution.declaration import computed, loaded
 from modelharbor.loaders.actors import ActorByIdLoader
 from modelharbor.loaders.files import FileByPathLoader, FilesByVersionLoader
+from modelharbor.loaders.jobs import JobsBySubjectLoader
 from modelharbor.loaders.models import AliasesByVersionLoader, ModelByIdLoader
+from modelharbor.loaders.uploads import UploadsByVersionLoader
 from modelharbor.loaders.versions import VersionByIdLoader
 
+from .actors import by_id
 from .files import ModelFile, file_path, files_window
 from .filters import ModelVersionFilter, compile_filter
+from .jobs import Job, jobs_in_states
 from .nodes import Actor, Node
 from .orders import ModelVersionOrder, version_order
 from .pages import PER_ROW, After, Before, Connection, First, Last, window
 from .scalars import JSON, SHA256, BigInt
+from .uploads import Upload
 
 if TYPE_CHECKING:
     from .models import Model
@@ -72,6 +77,9 @@ class ModelVersion(Node):
     label: str | None = strawberry.field(description="A name of its own, such as v1.2.")
     description: str | None = strawberry.field(description="What is new in it.")
     status: VersionStatus = strawberry.field(description="Where it is in its life.")
+    status_reason: str | None = strawberry.field(
+        description="Why it FAILED or is QUARANTINED; why it was released."
+    )
     aliases: list[Alias] = loaded(
         AliasesByVersionLoader,
         key=("model_id", "_id"),
@@ -81,6 +89,9 @@ class ModelVersion(Node):
     properties: JSON | None = strawberry.field(description="Own properties, by name.")
     digest: SHA256 | None = strawberry.field(
         description="Hash over the paths and hashes of its files; null until it is published."
+    )
+    parameters: BigInt | None = strawberry.field(
+        description="How many values its weights have; null where no file of it tells."
     )
     size_bytes: BigInt = strawberry.field(description="Sum of its files' lengths, in bytes.")
     file_count: int = strawberry.field(description="How many files it has.")
@@ -93,6 +104,20 @@ class ModelVersion(Node):
     )
     file: ModelFile | None = loaded(
         FileByPathLoader, key="_id", arguments=file_path, description="The file at a path."
+    )
+    uploads: Connection[Upload] = loaded(
+        UploadsByVersionLoader,
+        key="_id",
+        arguments=by_id,
+        description="Uploads into it that you may see, the oldest first.",
+        directives=PER_ROW,
+    )
+    jobs: Connection[Job] = loaded(
+        JobsBySubjectLoader,
+        key="_id",
+        arguments=jobs_in_states,
+        description="Jobs about it that you may see, the newest first.",
+        directives=PER_ROW,
     )
     created_by: Actor | None = loaded(
         ActorByIdLoader, key="created_by_id", description="Who made it."

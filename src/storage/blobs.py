@@ -1,27 +1,34 @@
-"""Contents of files, each under its SHA-256: on local disk, in S3 and its like."""
+"""Contents of files, on local disk, in S3 and its like: each an object that is found by its key.
+
+What is put here by a hash lies under that; what was uploaded stays where it arrived (incoming.py).
+"""
 
 import asyncio
-import logging
 import os
 import stat
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager, suppress
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, suppress
+from datetime import timedelta
 from hashlib import sha256
 from pathlib import Path
 from typing import BinaryIO, Final
 from uuid import uuid4
 
 import obstore
-from obstore.exceptions import BaseError
-from obstore.store import LocalStore, ObjectStore, from_url
+from obstore.store import AzureStore, GCSStore, LocalStore, ObjectStore, S3Store, from_url
 
-from modelharbor.errors import NotStored, Unavailable
+from modelharbor.db.base import Row
+from modelharbor.errors import NotStored
 from modelharbor.settings import Settings
 
-log = logging.getLogger(__name__)
-PART: Final = 4 * 1024 * 1024  # bytes read, hashed and written at a time
-PARTS_AT_ONCE: Final = 4  # that wait to be written: what one upload may hold in memory
+from .chunks import ATTRIBUTES, PARTS_AT_ONCE, ChunkIncoming, part_size
+from .failures import answering, not_whole
+from .folders import FolderIncoming
+from .incoming import INCOMING, Incoming
+
+PART: Final = 4 * 1024 * 1024  # bytes read and hashed at a time
 SMALL: Final = 64 * 1024  # bytes; hashed where they are, the event loop does not feel it
+SIGNING: Final = (S3Store, GCSStore, AzureStore)
 READ_AT_ONCE: Final = 256 * 1024  # bytes that a download takes from the store at a time
 
 
@@ -32,11 +39,31 @@ class ContentChanged(Exception):
         super().__init__(f"{path} changed while it was read.")
 
 
+def digest_key(digest: str) -> str:
+    """Where contents lie that were put by their SHA-256."""
+    # Two levels of folders: file systems slow down with millions of names in one.
+    return f"sha256/{digest[:2]}/{digest[2:4]}/{digest}"
+
+
+def blob_key(row: Row) -> str:
+    """Where the contents of a row of `blobs` lie, when they are stored."""
+    key: str = row.get("key") or digest_key(row["sha256"])
+    return key
+
+
 class BlobStore:
-    """Contents by hash. Nothing under a final name is ever half written, whoever writes at once."""
+    """Objects by key. Nothing that was put by its hash is ever half written, whoever writes at once."""
+
+    incoming: Incoming
 
     def __init__(self, store: ObjectStore) -> None:
         self._store = store
+        self._folder = store.prefix if isinstance(store, LocalStore) else None
+        self.incoming = (
+            FolderIncoming(store, self._folder)
+            if isinstance(store, LocalStore) and self._folder is not None
+            else ChunkIncoming(store)
+        )
 
     async def put_file(
         self, path: Path, digest: str, report: Callable[[int], None] | None = None
@@ -46,12 +73,15 @@ class BlobStore:
         The bytes are hashed once more on their way, for a wrong blob would be shared by every
         later file with this hash. ContentChanged when they differ.
         """
-        key = _key(digest)
+        key = digest_key(digest)
+        attributes = None if isinstance(self._store, LocalStore) else ATTRIBUTES
         small = await asyncio.to_thread(_read_small, path)
         if small is not None:
             if sha256(small).hexdigest() != digest:
                 raise ContentChanged(path)
-            await obstore.put_async(self._store, key, small, use_multipart=False)
+            await obstore.put_async(
+                self._store, key, small, attributes=attributes, use_multipart=False
+            )
             if report is not None:
                 report(len(small))
         else:
@@ -60,46 +90,72 @@ class BlobStore:
                     self._store,
                     key,
                     _verified(source, path, digest, report),
-                    chunk_size=PART,
+                    attributes=attributes,
+                    chunk_size=part_size(os.fstat(source.fileno()).st_size),
                     max_concurrency=PARTS_AT_ONCE,
                 )
-        if isinstance(self._store, LocalStore) and self._store.prefix is not None:
-            await asyncio.to_thread(_to_disk, self._store.prefix / key)
+        if self._folder is not None:
+            await asyncio.to_thread(_to_disk, self._folder / key)
 
-    async def exists(self, digest: str) -> bool:
+    async def exists(self, key: str) -> bool:
         """Unavailable when the store does not answer."""
         try:
-            with _answering(digest):
-                await obstore.head_async(self._store, _key(digest))
+            with answering(key):
+                await obstore.head_async(self._store, key)
         except NotStored:
             return False
         return True
 
-    async def open_range(self, digest: str, start: int, end: int) -> AsyncIterator[bytes]:
+    async def open_range(self, key: str, start: int, end: int) -> AsyncIterator[bytes]:
         """The bytes from `start` up to `end` (not included).
 
         NotStored when they are not there, Unavailable when the store does not answer: both before
         the first byte.
         """
-        key = _key(digest)
-        with _answering(digest):
+        with answering(key):
             if start == end:  # stores refuse an empty range
                 await obstore.head_async(self._store, key)
                 return _nothing()
             found = await obstore.get_async(self._store, key, options={"range": (start, end)})
         if tuple(found.range) != (start, end):
-            log.error(
-                "storage.damaged sha256=%s wanted=%s-%s has=%s", digest, start, end, found.range
-            )
-            raise NotStored("The contents of this file are not whole here.")
+            raise not_whole(key, (start, end), found.range)
         return aiter(found.stream(READ_AT_ONCE))
 
-    async def delete(self, digest: str) -> None:
-        """Remove contents; those that are not there are as good as removed."""
-        try:
-            await obstore.delete_async(self._store, _key(digest))
-        except FileNotFoundError:
+    async def read_range(self, key: str, start: int, end: int) -> bytes:
+        """The bytes from `start` up to `end` (not included), at once: the caller keeps it bounded.
+        NotStored, Unavailable."""
+        if start == end:
+            return b""
+        with answering(key):
+            found = await obstore.get_range_async(self._store, key, start=start, end=end)
+        if len(found) != end - start:
+            raise not_whole(key, (start, end), len(found))
+        return found.to_bytes()
+
+    async def delete(self, key: str) -> None:
+        """Remove an object; one that is not there is as good as removed."""
+        if key.startswith(f"{INCOMING}/") and self._folder is not None:
+            await self.incoming.delete(key)  # with the upload's folder
             return
+        with suppress(FileNotFoundError):
+            await obstore.delete_async(self._store, key)
+
+    @property
+    def presigns(self) -> bool:
+        """Whether the store gives objects to whoever has an address that we signed."""
+        return isinstance(self._store, SIGNING)
+
+    async def presigned(self, key: str, expires_in: timedelta) -> str | None:
+        """An address where the store itself gives the object to whoever has it; None: it does not.
+
+        The store answers with `Content-Disposition: attachment`, without a name.
+        """
+        store = self._store
+        if not isinstance(store, SIGNING):
+            return None
+        with answering(key):
+            url: str = await obstore.sign_async(store, "GET", key, expires_in)
+        return url
 
     async def check(self) -> None:
         """Write and remove a small object; raises what the store says when it cannot."""
@@ -117,28 +173,15 @@ async def open_storage(settings: Settings) -> AsyncIterator[BlobStore]:
     if settings.storage_url is None:
         folder = settings.data_path / "blobs"
         await asyncio.to_thread(folder.mkdir, parents=True, exist_ok=True)
-        yield BlobStore(LocalStore(folder.absolute()))
+        storage = BlobStore(LocalStore(folder.absolute()))
     elif settings.storage_url.startswith("file:"):
-        yield BlobStore(LocalStore.from_url(settings.storage_url, mkdir=True))
+        storage = BlobStore(LocalStore.from_url(settings.storage_url, mkdir=True))
     else:
-        yield BlobStore(from_url(settings.storage_url))
-
-
-@contextmanager
-def _answering(digest: str) -> Iterator[None]:
-    """What the store raises, in our words."""
+        storage = BlobStore(from_url(settings.storage_url))
     try:
-        yield
-    except FileNotFoundError:
-        raise NotStored("The contents of this file are not stored here.") from None
-    except (BaseError, OSError) as error:
-        log.exception("storage.unreadable sha256=%s", digest)
-        raise Unavailable("The file storage does not answer; try again later.") from error
-
-
-def _key(digest: str) -> str:
-    # Two levels of folders: file systems slow down with millions of names in one.
-    return f"sha256/{digest[:2]}/{digest[2:4]}/{digest}"
+        yield storage
+    finally:
+        await storage.incoming.close()
 
 
 def _open(path: Path) -> BinaryIO:

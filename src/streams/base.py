@@ -82,9 +82,24 @@ class Follower(ABC):
     async def happenings(self, reads: Reads, changes: Sequence[Change]) -> list[Happening]:
         """What changes, in order, come to."""
 
+    ahead: str = ""
+    """What `begin` has read may hold changes up to this place of the log, whose events are not told
+    then: who comes back with `after` waits until the reader is there, and has them from the log."""
+
     def standing(self) -> Happening | None:
         """What one who comes now is told first; the same object until it changes. None: nothing."""
         return None
+
+    def standings(self) -> Sequence[Happening]:
+        """The same where there are several subjects, one for each."""
+        standing = self.standing()
+        return () if standing is None else (standing,)
+
+    @property
+    def is_over(self) -> bool:
+        """Whether nothing will follow what stands."""
+        standing = self.standing()
+        return standing is not None and standing.is_final
 
 
 @dataclass(frozen=True, slots=True)

@@ -26,6 +26,7 @@ from modelharbor.db.migrations import pending
 from modelharbor.db.tokens import Permission
 from modelharbor.errors import HarborError, Unavailable
 from modelharbor.events.recorder import recording
+from modelharbor.inspection.fence import open_fence
 from modelharbor.jobs.waking import Waking, listening, wake
 from modelharbor.observability.logging import log_event
 from modelharbor.observability.sentry import capture
@@ -81,6 +82,7 @@ async def run_worker(
             storage=await stack.enter_async_context(open_storage(settings)),
             cache=cache,
             processes=await stack.enter_async_context(open_processes()),
+            fence=await stack.enter_async_context(open_fence(settings)),
         )
         waking = await stack.enter_async_context(listening(cache))
         await stack.enter_async_context(recording(database, settings))

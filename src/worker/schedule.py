@@ -37,6 +37,10 @@ class Periodic:
 
 SCHEDULE: Final[tuple[Periodic, ...]] = (
     Periodic(JobKind.GARBAGE_COLLECT, timedelta(days=1), timedelta(hours=3)),
+    # All that ever arrived is listed only by night, between two of the others.
+    Periodic(JobKind.EXPIRE_UPLOADS, timedelta(minutes=10), input={"sweep": False}),
+    Periodic(JobKind.EXPIRE_UPLOADS, timedelta(days=1), timedelta(hours=4, minutes=5)),
+    Periodic(JobKind.VERIFY_BLOBS, timedelta(days=7), timedelta(days=2, hours=1)),  # on Saturdays
 )
 
 
@@ -45,14 +49,14 @@ class Clock:
 
     def __init__(self, schedule: Sequence[Periodic], kinds: Collection[JobKind]) -> None:
         self._schedule = [each for each in schedule if each.kind in kinds]
-        self._put: dict[JobKind, datetime] = {}
+        self._put: list[datetime | None] = [None] * len(self._schedule)
 
     async def put_due(self, database: Database, now: datetime | None = None) -> list[Row]:
         """Jobs of slots that have begun; such as another worker has put are among them."""
         rows = []
-        for each in self._schedule:
+        for number, each in enumerate(self._schedule):
             slot = each.slot(now or utc_now())
-            if self._put.get(each.kind) == slot:
+            if self._put[number] == slot:
                 continue
 
             async def work(
@@ -68,5 +72,5 @@ class Clock:
                 )
 
             rows.append(await database.transaction(work, PUT_SECONDS))
-            self._put[each.kind] = slot
+            self._put[number] = slot
         return rows

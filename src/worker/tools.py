@@ -5,11 +5,12 @@ be started again from its beginning at any time, so what it does twice must come
 """
 
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from typing import Any, Final, TypeAlias, TypeVar
 
+from bson import ObjectId
 from pymongo.asynchronous.client_session import AsyncClientSession
 
 from modelharbor.auth.viewer import Viewer
@@ -18,7 +19,8 @@ from modelharbor.db.base import Row
 from modelharbor.db.connection import Database
 from modelharbor.db.jobs import ENDED, JobKind, JobState, Level
 from modelharbor.errors import ErrorCode, Refused
-from modelharbor.jobs.put import put_again, put_job
+from modelharbor.inspection.fence import Fence
+from modelharbor.jobs.put import adopt, put_again, put_job
 from modelharbor.jobs.waking import wake
 from modelharbor.settings import Settings
 from modelharbor.storage.blobs import BlobStore
@@ -30,6 +32,8 @@ from .reports import Reports, mine
 
 T = TypeVar("T")
 MOST_CHILDREN: Final = 10_000  # of one job, that `await_children` answers
+CHILDREN_AT_ONCE: Final = 50  # put in one transaction
+ADOPTED_AT_ONCE: Final = 1000
 
 __all__ = ["Handler", "HandlerSpec", "JobCancelled", "LeaseLost", "Tools"]
 
@@ -43,6 +47,7 @@ class Shared:
     storage: BlobStore
     cache: Cache
     processes: Processes
+    fence: Fence
 
 
 class Tools:
@@ -56,10 +61,13 @@ class Tools:
     settings: Settings
     storage: BlobStore
     cache: Cache
+    fence: Fence
+    """Where files are inspected."""
 
     def __init__(self, shared: Shared, job: Row, viewer: Viewer | None, reports: Reports) -> None:
         self.job = job
         self.settings, self.storage, self.cache = shared.settings, shared.storage, shared.cache
+        self.fence = shared.fence
         self.database = replace(shared.database, fence=self._fence)
         self._viewer, self._reports, self._processes = viewer, reports, shared.processes
 
@@ -124,25 +132,30 @@ class Tools:
         """Another job, for the same person. The same `key` again gives the same child again, queued
         anew where it did not succeed before this job was retried. None is put once the job was
         cancelled: JobCancelled then."""
-        job = self.job
+        [child] = await self.put_children(
+            kind, {key: input}, subject=subject, priority=priority, max_attempts=max_attempts
+        )
+        return child
 
-        async def work(session: AsyncClientSession) -> Row:
-            # The fence has touched the job: who cancels it comes before, or after all of this and
-            # then finds the child.
-            parent = await self.database.data["jobs"].find_one(
-                {"_id": job["_id"]},
-                {"state": 1},
-                session=session,
-                max_time_ms=self.database.query_timeout_ms,
-            )
-            if parent is None or parent["state"] != JobState.RUNNING.value:
-                self._reports.cancel()
-                raise JobCancelled
+    async def put_children(
+        self,
+        kind: JobKind,
+        inputs: Mapping[str, Row],
+        *,
+        subject: Row | None = None,
+        priority: int | None = None,
+        max_attempts: int = 5,
+    ) -> list[Row]:
+        """`put_child` for each key with its input, a few in each transaction."""
+        job, keys = self.job, list(inputs)
+        children: list[Row] = []
+
+        async def put(session: AsyncClientSession, key: str) -> Row:
             child = await put_job(
                 self.database,
                 session,
                 kind=kind,
-                input=input,
+                input=inputs[key],
                 created_by_id=job["created_by_id"],
                 scopes=job["scopes"],
                 principals=job["principals"],
@@ -159,18 +172,59 @@ class Tools:
                 return await put_again(self.database, session, child)
             return child
 
-        child = await self.database.transaction(work)
+        for start in range(0, len(keys), CHILDREN_AT_ONCE):
+            batch = keys[start : start + CHILDREN_AT_ONCE]
+
+            async def work(session: AsyncClientSession, batch: Sequence[str] = batch) -> list[Row]:
+                await self._refuse_cancelled(session)
+                return [await put(session, key) for key in batch]
+
+            children += await self.database.transaction(work)
         await wake(self.cache)
-        return child
+        return children
+
+    async def adopt(self, jobs: Sequence[ObjectId]) -> int:
+        """Jobs that were put for themselves become children of this one, as far as they have not
+        ended and are no other's; answers how many. JobCancelled as for `put_child`."""
+        adopted = 0
+        for start in range(0, len(jobs), ADOPTED_AT_ONCE):
+            batch = jobs[start : start + ADOPTED_AT_ONCE]
+
+            async def work(session: AsyncClientSession, batch: Sequence[ObjectId] = batch) -> int:
+                await self._refuse_cancelled(session)
+                return await adopt(self.database, session, self.job["_id"], batch)
+
+            adopted += await self.database.transaction(work)
+        return adopted
+
+    async def _refuse_cancelled(self, session: AsyncClientSession) -> None:
+        # The fence has touched the job: who cancels it comes before, or after all of this and
+        # then finds the children.
+        parent = await self.database.data["jobs"].find_one(
+            {"_id": self.job["_id"]},
+            {"state": 1},
+            session=session,
+            max_time_ms=self.database.query_timeout_ms,
+        )
+        if parent is None or parent["state"] != JobState.RUNNING.value:
+            self._reports.cancel()
+            raise JobCancelled
+
+    async def until_children(self) -> None:
+        """Comes back once all children have ended. Before that this attempt is over: the handler is
+        started from its beginning when they have, and comes here again."""
+        job = await self.database.find(
+            "jobs", {"_id": self.job["_id"]}, projection={"open_children": 1}, limit=1
+        )
+        if job and job[0]["open_children"]:
+            raise AwaitChildren
 
     async def await_children(self) -> list[Row]:
-        """All children, once all have ended. Before that this attempt is over: the handler is
-        started from its beginning when they have, and comes here again."""
-        mine = {"parent_id": self.job["_id"]}
-        going = {"state": {"$nin": [state.value for state in ENDED]}}
-        if await self.database.find("jobs", {**mine, **going}, projection={"_id": 1}, limit=1):
-            raise AwaitChildren
-        return await self.database.find("jobs", mine, sort={"_id": 1}, limit=MOST_CHILDREN)
+        """`until_children`, and then all of them."""
+        await self.until_children()
+        return await self.database.find(
+            "jobs", {"parent_id": self.job["_id"]}, sort={"_id": 1}, limit=MOST_CHILDREN
+        )
 
     @asynccontextmanager
     async def _fence(self, session: AsyncClientSession) -> AsyncIterator[None]:

@@ -26,15 +26,20 @@ Run: TypeAlias = Callable[..., Awaitable[Done]]
 
 @pytest.fixture
 def run(settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
-    """`await run("user", "list", MODELHARBOR_…=…)`; what is not expected is raised here."""
+    """`await run("user", "list", MODELHARBOR_…=…)`; what is not expected is raised here. `input` is read
+    by the command."""
     monkeypatch.chdir(tmp_path)  # where no .env lies
     for name, value in environment(settings).items():
         monkeypatch.setenv(name, value)
 
-    async def call(*arguments: str, **variables: str) -> Done:
+    async def call(*arguments: str, input: str | None = None, **variables: str) -> Done:
         # Commands have an event loop of their own, which needs a thread of its own.
         result = await asyncio.to_thread(
-            CliRunner().invoke, app, list(arguments), env={"COLUMNS": "200", **variables}
+            CliRunner().invoke,
+            app,
+            list(arguments),
+            input=input,
+            env={"COLUMNS": "200", **variables},
         )
         if result.exception is not None and not isinstance(result.exception, SystemExit):
             raise result.exception

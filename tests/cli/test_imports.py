@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from modelharbor.db.connection import Database
-from modelharbor.resolvers.versions import files_digest
+from modelharbor.resolvers.settling import files_digest
 from tests.cli.conftest import Done, Run
 from tests.resolvers.state import everything
 
@@ -62,6 +62,20 @@ async def test_what_was_left_out_is_told_beside_the_answer(
     done = await run("import", str(folder), "ada/tiny")
     assert (done.code, done.out.splitlines()[0]) == (0, "ada/tiny:1")
     assert done.err == "README.md is not UTF-8 text, or too long: it became no card.\n"
+
+
+async def test_a_version_in_quarantine_has_a_code_of_its_own(
+    run: Run, database: Database, folder: Path
+) -> None:
+    await run("user", "create", "ada")
+    (folder / "evil.pkl").write_bytes(b"cos\nsystem\n(S'true'\ntR.")
+    done = await run("import", str(folder), "ada/tiny", "--alias", "prod")
+    assert (done.code, done.out.splitlines()[0]) == (4, "ada/tiny:1")
+    first, last = done.err.splitlines()
+    assert first.startswith("evil.pkl: UNSAFE ")
+    assert last == (
+        "modelharbor: the version is QUARANTINED: 1 file is not known to be harmless: evil.pkl (UNSAFE)."
+    )
 
 
 @pytest.mark.parametrize(

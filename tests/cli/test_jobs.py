@@ -1,4 +1,4 @@
-"""`jobs`, `reindex` and `collect-garbage`."""
+"""`jobs`, `reindex`, `collect-garbage` and `verify-blobs`."""
 
 import asyncio
 import json
@@ -202,6 +202,14 @@ async def test_collecting_is_started(dry_run: bool, run: Run, database: Database
     done = await run("collect-garbage", *(["--dry-run"] if dry_run else []))
     row = await stored(database, ObjectId(done.out.strip()))
     assert (row["kind"], row["input"]) == ("GARBAGE_COLLECT", {"dry_run": dry_run})
+
+
+@pytest.mark.parametrize("all_contents", [False, True])
+async def test_verifying_is_started(all_contents: bool, run: Run, database: Database) -> None:
+    done = await run("verify-blobs", *(["--all"] if all_contents else []))
+    row = await stored(database, ObjectId(done.out.strip()))
+    assert (row["kind"], row["input"]) == ("VERIFY_BLOBS", {"all": all_contents})
+    assert (row["created_by_id"], row["principals"]) == (None, ["operator"])
 
 
 async def changes(database: Database, job_id: ObjectId, *states: tuple[str, int]) -> None:

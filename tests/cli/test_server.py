@@ -32,6 +32,10 @@ async def test_help_names_every_command(run: Run) -> None:
         "migrate Bring the database to this version's shape.",
         "seed Fill the database with demo data, shaped like a real hub.",
         "import Register a folder as a new version of a model.",
+        "push Send a folder as a new version of a model, and publish it.",
+        "pull Fetch the files of a version into a folder, and verify each.",
+        "login Store a server's address and your token, once the server has taken it.",
+        "logout Forget the stored address and token.",
         "user People.",
         "org Organizations.",
         "member Who belongs to an organization, and as what.",
@@ -40,6 +44,7 @@ async def test_help_names_every_command(run: Run) -> None:
         "jobs Jobs: long work that workers do.",
         "reindex Count anew what models keep of their versions, files and owners, as a job.",
         "collect-garbage Remove what nobody needs any more, as a job: old contents, tokens, jobs, deleted models.",
+        "verify-blobs Read stored contents again and compare them with their hashes, as a job.",
         "plan Show how an operation runs: its reads, and the function that its document is compiled to.",
         "doctor Check engines, indexes and storage, and say what to do.",
     ):
@@ -57,7 +62,7 @@ def test_every_command_and_option_is_explained() -> None:
                 assert getattr(parameter, "help", None), (name, parameter.name)
             waiting.append(inner)
             seen += 1
-    assert seen == 36
+    assert seen == 41
 
 
 @pytest.mark.parametrize(

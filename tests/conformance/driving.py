@@ -17,7 +17,7 @@ GUARD_SECONDS: Final = 60.0
 
 def install() -> None:
     """The clients, once: at the versions of package-lock.json."""
-    if not (HERE / "node_modules" / "graphql-sse").is_dir():
+    if not (HERE / "node_modules" / "tus-js-client").is_dir():
         command = ["npm", "ci", "--no-audit", "--no-fund"]
         subprocess.run(command, cwd=HERE, check=True, timeout=300, stdin=subprocess.DEVNULL)
 

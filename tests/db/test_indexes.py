@@ -12,9 +12,17 @@ from modelharbor.db.connection import Database
 from modelharbor.db.documents import DOCUMENTS
 from modelharbor.db.jobs import JobLogDocument, JobState
 from modelharbor.db.models import AliasEntry, Visibility
+from modelharbor.db.uploads import UploadState
 from modelharbor.schema.nodes import global_id
 from tests.asking import Asker
-from tests.documents import insert_actor, insert_job, insert_model, insert_version, viewer_of
+from tests.documents import (
+    insert_actor,
+    insert_job,
+    insert_model,
+    insert_upload,
+    insert_version,
+    viewer_of,
+)
 from tests.explaining import Captured, explained
 
 pytestmark = pytest.mark.anyio
@@ -40,6 +48,12 @@ ELSEWHERE = {
     ("versions", "digest"): "whether a folder was imported before",
     ("downloads", "day"): "unique: one count for a model and day",
     ("downloads", "leaving"): "for the days that leave the window of 30",
+    ("files", "path_key"): "what a new path must not clash with: tests/resolvers",
+    ("blobs", "key"): "whose contents an object is: tests/worker",
+    ("uploads", "parts"): "what one sends beside others: tests/resolvers",
+    ("uploads", "expiring"): "what the sweeper takes: tests/worker",
+    ("uploads", "ended"): "for those that are kept no longer",
+    ("uploads", "path"): "unique: one upload for one path at a time",
     ("memberships", "user"): "for who presents a token: tests/auth",
 }
 """Indexes that no query of the API reads by, each with what it is there for."""
@@ -57,6 +71,7 @@ OPERATIONS = {
             "DOWNLOADS_ALL_TIME",
             "LIKES",
             "SIZE",
+            "PARAMETERS",
             "UPDATED_AT",
             "CREATED_AT",
             "NAME",
@@ -85,6 +100,10 @@ OPERATIONS = {
     "jobs of somebody": '{ jobs(first: 2, filter: {createdBy: "CREATOR"}) { nodes { kind } } }',
     "jobs about": '{ jobs(first: 2, filter: {subject: "SUBJECT"}) { totalCount nodes { kind } } }',
     "parts of jobs": "{ jobs(first: 3) { nodes { children(first: 2) { totalCount nodes { state } } logs(first: 2) { totalCount nodes { message } } } } }",
+    "uploads": "{ uploads(first: 2) { totalCount nodes { path version { number } file { path } } } }",
+    "uploads in a state": "{ uploads(first: 2, state: [PAUSED]) { totalCount nodes { path } } }",
+    "uploads of versions": "{ models(first: 3, orderBy: {field: NAME, direction: ASC}) { nodes { versions(first: 2) { nodes { uploads(first: 2) { totalCount nodes { path } } } } } } }",
+    "storage": '{ storage(owner: "acme") { logicalBytes reservedBytes } }',
     "me": "{ viewer { organizations { nodes { login members { nodes { role } } } } tokens { nodes { name } } } }",
 }
 
@@ -128,6 +147,14 @@ async def registry(database: Database) -> tuple[Viewer, dict[str, str]]:
             subject={"type": "Model", "id": model.id} if index % 50 == 1 else None,
             parent_id=parent.id if index % 4 == 3 else None,
             state=JobState.DEAD if index % 20 == 1 else JobState.SUCCEEDED,
+        )
+    for number in range(300):
+        await insert_upload(
+            alice if number % 3 else bob,
+            model,
+            version,
+            f"f{number}",
+            state=UploadState.PAUSED if number % 20 == 1 else UploadState.COMPLETED,
         )
     ids: dict[str, str] = {
         "CREATOR": global_id("User", alice.id),

@@ -98,3 +98,53 @@ async def test_without_a_server_it_ends_as_soon_as_its_time_is_over(settings: Se
         async with asyncio.timeout(HANG):
             with pytest.raises(ServerSelectionTimeoutError):
                 await database.transaction(work, seconds=0.5)
+
+
+async def test_those_that_take_turns_do_not_collide(database: Database) -> None:
+    cards = database.data["cards"]
+    await cards.insert_one({"_id": 1, "count": 0})
+    attempts = 0
+
+    async def add(session: AsyncClientSession) -> None:
+        nonlocal attempts
+        attempts += 1
+        await cards.update_one({"_id": 1}, {"$inc": {"count": 1}}, session=session)
+
+    await asyncio.gather(*(database.transaction(add, turn=1) for _ in range(20)))
+    assert await cards.find_one({"_id": 1}) == {"_id": 1, "count": 20}
+    assert attempts == 20
+    assert database._turns == {}
+
+
+async def test_whose_turn_does_not_come_is_told(database: Database) -> None:
+    begun, goes_on = asyncio.Event(), asyncio.Event()
+
+    async def stay(session: AsyncClientSession) -> None:
+        begun.set()
+        await goes_on.wait()
+
+    staying = asyncio.create_task(database.transaction(stay, turn=1))
+    await begun.wait()
+    with pytest.raises(Unavailable):
+        await database.transaction(stay, seconds=0.1, turn=1)
+    goes_on.set()
+    await database.transaction(stay, turn=2)
+    await staying
+    await database.transaction(stay, turn=1)
+
+
+async def test_what_took_too_long_locks_nothing(database: Database) -> None:
+    """PyMongo would not tell MongoDB that it has given up."""
+    cards = database.data["cards"]
+    await cards.insert_one({"_id": 1, "count": 0})
+
+    async def add(session: AsyncClientSession) -> None:
+        await cards.update_one({"_id": 1}, {"$inc": {"count": 1}}, session=session)
+        await asyncio.sleep(0.6)
+        await cards.find_one({"_id": 1}, session=session)
+
+    with pytest.raises(ExecutionTimeout):
+        await database.transaction(add, seconds=0.5)
+    async with asyncio.timeout(HANG):
+        await cards.update_one({"_id": 1}, {"$inc": {"count": 10}})
+    assert await cards.find_one({"_id": 1}) == {"_id": 1, "count": 10}

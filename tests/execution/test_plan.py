@@ -346,7 +346,9 @@ SHAPES: Final[dict[str, Shape]] = {
 }
 
 
-def timeless(links: DownloadLinks, file_id: Any, path: str, expires_in: int) -> str:
+def timeless(
+    links: DownloadLinks, file_id: Any, path: str, expires_in: int, *, held: object = None
+) -> str:
     """A link without the time in it."""
     return f"{links.base_url}/{file_id}/{path}?{expires_in}"
 
@@ -457,6 +459,7 @@ DEEP_READS: Final = [
     "find models",
     "find models",
     "find models",
+    "find versions",
     "find versions",
     "find versions",
     "find versions",

@@ -21,11 +21,13 @@ from modelharbor.auth.viewer import Viewer
 from modelharbor.cache.client import Cache, connect_cache
 from modelharbor.db.connection import Database, connect
 from modelharbor.db.migrations import migrate
+from modelharbor.db.tokens import Permission
 from modelharbor.execution.documents import Document, DocumentStore
 from modelharbor.execution.execute import Answer, run
 from modelharbor.loaders.lanes import Lanes
 from modelharbor.schema import core, schema
 from modelharbor.settings import Settings
+from modelharbor.storage.blobs import BlobStore, open_storage
 
 from .data import Collections, damaged, healthy, viewers
 from .failing import Failures, FuzzContext, Kept, Seen, intercepted
@@ -89,8 +91,10 @@ class Outcome:
 class FixedLinks(DownloadLinks):
     """Links without the time in them."""
 
-    def link(self, file_id: Any, path: str, expires_in: int) -> str:
-        return f"{self.base_url}/{file_id}/{path}?{expires_in}"
+    def link(
+        self, file_id: Any, path: str, expires_in: int, *, held: Permission | None = None
+    ) -> str:
+        return f"{self.base_url}/{file_id}/{path}?{expires_in}&{held}"
 
 
 class Forgetful(Cache):
@@ -111,6 +115,7 @@ class World:
     rows: dict[str, Collections]
     viewers: dict[str, dict[str, Viewer]]
     cache: Cache
+    storage: BlobStore
     settings: dict[str, Settings]
     documents: DocumentStore
     values: Values
@@ -147,6 +152,7 @@ class World:
             viewer=self.viewers[case.data][case.viewer],
             links=FixedLinks(b"k" * 32, "http://test"),
             settings=self.settings[engine],
+            storage=self.storage,
             request_id="fuzz",
             lanes=lanes,
             failures=None if case.failures is None else Failures(case.failures),
@@ -219,6 +225,7 @@ async def open_world(mongo_url: str, redis_url: str, data_path: Path) -> AsyncIt
             connect(named["damaged"]) as broken,
             connect(named["healthy"]) as whole,
             connect_cache(settings) as cache,
+            open_storage(settings) as storage,
         ):
             databases = {"damaged": broken, "healthy": whole}
             for name, database in databases.items():
@@ -231,6 +238,7 @@ async def open_world(mongo_url: str, redis_url: str, data_path: Path) -> AsyncIt
                     rows,
                     {name: viewers(found) for name, found in rows.items()},
                     Forgetful(cache.redis),
+                    storage,
                     {
                         "core": settings.model_copy(update={"compiled_plans": False}),
                         "plan": settings.model_copy(update={"compiled_plans": True}),

@@ -30,7 +30,18 @@ PATHS: Final = (
 TAGS: Final = ("nlp", "vision", "tiny", "blue")
 MODELS: Final = 16
 JOBS: Final = 12
-KINDS: Final = ("actors", "memberships", "models", "versions", "files", "tokens", "likes", "jobs")
+UPLOADS: Final = 18
+KINDS: Final = (
+    "actors",
+    "memberships",
+    "models",
+    "versions",
+    "files",
+    "tokens",
+    "likes",
+    "jobs",
+    "uploads",
+)
 
 Collections = dict[str, list[Row]]
 
@@ -48,13 +59,16 @@ def healthy() -> Collections:
         made.model(number)
     for number in range(JOBS):
         made.job(number)
+    for number in range(UPLOADS):
+        made.upload(number)
+    made.quotas()
     return made.rows
 
 
 class _Maker:
     def __init__(self, random: Random) -> None:
         self.random = random
-        self.rows: Collections = {name: [] for name in (*KINDS, "cards", "job_logs")}
+        self.rows: Collections = {name: [] for name in (*KINDS, "cards", "job_logs", "quotas")}
 
     def maybe(self, value: Any, share: float = 0.6) -> Any:
         return value if self.random.random() < share else None
@@ -143,6 +157,7 @@ class _Maker:
             "languages": random.sample(("en", "de", "fr"), random.randrange(3)),
             "tags": random.sample(TAGS, random.randrange(4)),
             "formats": ["SAFETENSORS", "JSON"][: random.randrange(3)],
+            "parameters": (0, 1000, Int64(2**33))[number % 3],
             "properties": random.choice(
                 ({}, {"size": number}, {"size": "big", "nested": {"a": [1, None, {"b": 0.5}]}})
             ),
@@ -315,6 +330,65 @@ class _Maker:
                 }
             )
 
+    def upload(self, number: int) -> None:
+        states = (
+            "CREATED", "UPLOADING", "PAUSED", "RECEIVED", "VERIFYING", "COMPLETED", "FAILED", "ABORTED", "EXPIRED",
+        )  # fmt: skip
+        state, random = states[number % 9], Random(f"upload {number}")
+        version = self.rows["versions"][number]
+        model = next(row for row in self.rows["models"] if row["_id"] == version["model_id"])
+        creator = self.actor(USERS[number % 4]) if number % 5 else None
+        files = [row for row in self.rows["files"] if row["version_id"] == version["_id"]]
+        file = random.choice(files) if files and state == "COMPLETED" else None
+        is_open = number % 9 < 5
+        size = random.choice((0, 10, 2**40))
+        received = size if state == "COMPLETED" else random.choice((0, size // 2))
+        at = START + timedelta(minutes=number)
+        error = {"code": random.choice(("CHECKSUM_MISMATCH", "odd")), "message": "No", "path": None}
+        self.rows["uploads"].append(
+            {
+                "_id": object_id("uploads", number),
+                "version_id": version["_id"],
+                "model_id": model["_id"],
+                "owner_id": model["owner_id"],
+                "principals": job_principals(creator, model["owner_id"]),
+                "created_by_id": creator,
+                "part_of": object_id("uploads", 1) if number == 10 else None,
+                "path": f"p{number}",
+                "path_key": f"p{number}",
+                "size_bytes": Int64(size),
+                "sha256": random.choice((None, HASHES[number % 8])),
+                "protocol": "INSTANT" if state == "COMPLETED" and number % 2 else "TUS",
+                "state": state,
+                "is_open": is_open,
+                "received_bytes": Int64(received),
+                "segments": [],
+                "rate": random.choice((None, 0.0, 2.5)),
+                "sequence": number,
+                "token": 0,
+                "holder": None,
+                "held_until": None,
+                "expires_at": at + timedelta(days=1),
+                "created_at": at,
+                "updated_at": at,
+                "ended_at": None if is_open else at,
+                "error": error if state == "FAILED" else None,
+                "file_id": file["_id"] if file else None,
+                "job_id": object_id("jobs", number % JOBS) if number % 3 else None,
+            }
+        )
+
+    def quotas(self) -> None:
+        for number, login in enumerate(("acme", "ada", "corp")):
+            self.rows["quotas"].append(
+                {
+                    "_id": self.actor(login),
+                    "limit_bytes": (None, 0, Int64(2**40))[number],
+                    "reserved_bytes": number,
+                    "open_uploads": number,
+                }
+            )
+
 
 def likes(login: str, model: int) -> bool:
     """Whether a person likes a model: what a mutation may say without changing anything."""
@@ -420,8 +494,29 @@ DAMAGE: Final[dict[str, dict[str, tuple[Any, ...]]]] = {
         "message": (ABSENT, None, 5),
         "at": (None, "x"),
     },
+    "uploads": {
+        "version_id": (GONE, None, ABSENT, 5),
+        "model_id": (GONE, 5),
+        "path": (ABSENT, None, 5),
+        "state": ("LOST", None, ABSENT),
+        "protocol": ("FTP", None, ABSENT),
+        "size_bytes": (ABSENT, None, "12", NAN, 0),
+        "received_bytes": (ABSENT, None, "12", NAN, 1.5, LARGE),
+        "rate": (NAN, "x", -1.0),
+        "sha256": (5, "x"),
+        "error": ({}, 5, {"code": "CONFLICT"}),
+        "file_id": (GONE, 5),
+        "job_id": (GONE, 5),
+        "created_by_id": (GONE, 5),
+        "expires_at": (ABSENT, None, "x"),
+        "ended_at": ("x", 5),
+    },
+    "quotas": {
+        "limit_bytes": ("x", NAN),
+        "reserved_bytes": (ABSENT, None, "x"),
+    },
 }
-SHARE: Final = {"actors": 0.25, "memberships": 0.4, "models": 0.35, "versions": 0.35, "files": 0.2, "cards": 0.4, "tokens": 0.5, "jobs": 0.4, "job_logs": 0.3}  # fmt: skip
+SHARE: Final = {"actors": 0.25, "memberships": 0.4, "models": 0.35, "versions": 0.35, "files": 0.2, "cards": 0.4, "tokens": 0.5, "jobs": 0.4, "job_logs": 0.3, "uploads": 0.4, "quotas": 0.4}  # fmt: skip
 
 
 def damaged() -> Collections:

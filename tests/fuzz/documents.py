@@ -30,7 +30,7 @@ from .values import HINTS, Values, hint_of, literal, order_tag, plain, weighted
 
 ROOTS: Final = (
     ("models", 4.0), ("model", 3.5), ("node", 3.0), ("nodes", 2.5), ("search", 2.0), ("viewer", 2.0), ("resolve", 2.0),
-    ("jobs", 2.0), ("job", 1.5), ("blob", 1.5), ("suggest", 0.8), ("__typename", 0.3), ("health", 0.05), ("__type", 0.03),
+    ("jobs", 2.0), ("job", 1.5), ("uploads", 1.0), ("upload", 0.6), ("storage", 0.3), ("blob", 1.5), ("suggest", 0.8), ("__typename", 0.3), ("health", 0.05), ("__type", 0.03),
 )  # fmt: skip
 PAGES: Final = {  # what a list is made of, for its cursors; the order where no argument gives it
     ("Query", "models"): ("models", "ModelOrder"),
@@ -42,6 +42,8 @@ PAGES: Final = {  # what a list is made of, for its cursors; the order where no 
     ("User", "tokens"): ("tokens", "+_id"),
     ("Organization", "members"): ("memberships", "+_id"),
     ("Query", "jobs"): ("jobs", "-_id"),
+    ("Query", "uploads"): ("uploads", "-_id"),
+    ("ModelVersion", "uploads"): ("uploads", "+_id"),
     ("Job", "children"): ("jobs", "+_id"),
     ("Job", "logs"): ("job_logs", "+_id"),
 }
@@ -194,6 +196,12 @@ class Writer:
         yield "setModelAlias", {"modelId": "garbage", "versionId": "garbage", "name": "x"}
         yield "revokeApiToken", {"id": values.ids["Model"][0]}
         yield "cancelJob", {"id": random.choice(("garbage", values.ids["Model"][0]))}
+        yield "abortUpload", {"id": random.choice(("garbage", values.ids["Model"][0]))}
+        yield (
+            "createUploads",
+            {"versionId": "garbage", "files": [{"path": "a", "sizeBytes": 1}]},
+        )
+        yield "setQuota", {"ownerId": "garbage", "bytes": "1"}
         yield "grantRole", {"subjectId": "garbage", "actorId": "garbage", "role": None}
 
     # Selections

@@ -22,7 +22,7 @@ from .data import ABSENT, GONE, KINDS, NAN, START
 COLLECTIONS: Final = {
     "Model": "models", "ModelStats": "models", "ModelCard": "cards", "ModelVersion": "versions", "ModelFile": "files",
     "User": "actors", "Organization": "actors", "Actor": "actors", "Membership": "memberships", "ApiToken": "tokens", "Alias": "aliases",
-    "Job": "jobs",
+    "Job": "jobs", "Upload": "uploads",
 }  # fmt: skip
 VALUES: Final[tuple[Any, ...]] = (
     ABSENT, ABSENT, None, None, True, False, 0, 5, 2**31, Int64(2**62), -(2**31) - 1, 1.5, 2.0, NAN, float("inf"),

@@ -91,7 +91,7 @@ def test_answers_are_the_same(world: World, runner: asyncio.Runner) -> None:
 def readable() -> set[str]:
     """Every field that a query can reach, but those that a resolver of its own answers."""
     apart = {"Mutation", "SystemHealth", "DependencyHealth", "UserError"}
-    apart |= {"Subscription", "JobEvent", "ModelEvent", "QueryResultChange"}
+    apart |= {"Subscription", "JobEvent", "UploadEvent", "ModelEvent", "QueryResultChange"}
     return {
         f"{kind.name}.{name}"
         for kind in core.type_map.values()
@@ -131,7 +131,10 @@ query Everything($ids: [ID!]!, $id: ID!, $sha256: SHA256!) {
   nodes(ids: $ids) { id __typename
     ... on Model { name viewerHasLiked } ... on ModelVersion { number model { name } }
     ... on ModelFile { path downloadUrl } ... on Membership { role } ... on ApiToken { name }
-    ... on Job { state progress { percent } parent { state } } }
+    ... on Job { state progress { percent } parent { state } }
+    ... on Upload { percent url version { number } file { path } } }
+  uploads { totalCount nodes { path percent url headers version { number uploads { totalCount nodes { path } } }
+    file { path } job { state } createdBy { login } } }
   jobs { totalCount nodes { kind subject { id } createdBy { login } queuePosition
     children { totalCount nodes { state } } logs { totalCount nodes { message } } } }
   node(id: $id) { id ... on Model { name } }

@@ -40,6 +40,7 @@ ID_TYPES: Final = {
     "Membership": "memberships",
     "ApiToken": "tokens",
     "Job": "jobs",
+    "Upload": "uploads",
 }
 MALFORMED: Final = ("", "garbage", "TW9kZWw6", "é", "x" * 300, "TW9kZWw6bm90LWFuLWlkLWF0LWFsbC4u")
 JUNK: Final[tuple[Any, ...]] = (
@@ -274,6 +275,8 @@ HINTS: Final = {
     ("Query", "node", "id"): "id:",
     ("Query", "model", "id"): "id:Model",
     ("Query", "job", "id"): "id:Job",
+    ("Query", "upload", "id"): "id:Upload",
+    ("Query", "storage", "owner"): "login",
     ("Query", "model", "owner"): "login",
     ("Query", "model", "name"): "name",
     ("Query", "search", "query"): "words",

@@ -20,7 +20,7 @@ from modelharbor.auth.tokens import make_secret, secret_hash, token_text
 from modelharbor.db.actors import ActorDocument, Role
 from modelharbor.db.base import utc_now
 from modelharbor.db.connection import Database
-from modelharbor.db.files import FileDocument
+from modelharbor.db.files import BlobDocument, FileDocument
 from modelharbor.db.models import Grant, ModelDocument, ModelState, Visibility
 from modelharbor.db.tokens import Permission, TokenDocument
 from modelharbor.db.versions import VersionDocument, VersionStatus
@@ -95,6 +95,7 @@ async def shelf(server: Server, settings: Settings, database: Database, tmp_path
     (tmp_path / "contents").write_bytes(CONTENTS)
     async with open_storage(settings) as storage:
         await storage.put_file(tmp_path / "contents", DIGEST)
+    await BlobDocument(sha256=DIGEST, size_bytes=len(CONTENTS), references=1).insert()
     return shelf
 
 
@@ -283,6 +284,7 @@ async def test_an_empty_file(shelf: Shelf, tmp_path: Path) -> None:
     (tmp_path / "empty").touch()
     async with open_storage(shelf.settings) as storage:
         await storage.put_file(tmp_path / "empty", empty)
+    await BlobDocument(sha256=empty, size_bytes=0, references=1).insert()
     file = await shelf.add("__init__.py", 0, empty)
     url = f"/files/{file.id}/__init__.py"
     whole = await shelf.get(url)
@@ -438,6 +440,26 @@ async def test_what_was_deleted_is_gone_for_all(shelf: Shelf) -> None:
     assert is_hidden(await shelf.get(link))
 
 
+async def test_contents_lie_where_their_row_says(shelf: Shelf) -> None:
+    async with open_storage(shelf.settings) as storage:
+        async with storage.incoming.writer("incoming/0/1", 0) as writer:
+            await writer.write(b"elsewhere")
+            await writer.flush()
+        digest = sha256(b"elsewhere").hexdigest()
+        blob = BlobDocument(sha256=digest, size_bytes=9, key="incoming/0/1", references=1)
+        await blob.insert()
+        file = await shelf.add("elsewhere.bin", 9, digest)
+        url = f"/files/{file.id}/elsewhere.bin"
+        response = await shelf.get(url)
+        assert (response.status_code, response.content) == (200, b"elsewhere")
+        response = await shelf.get(url, range="bytes=4-8")
+        assert (response.status_code, response.content) == (206, b"where")
+        damaged = {"$set": {"stored": False}}
+        await shelf.database.data["blobs"].update_one({"_id": blob.id}, damaged)
+        response = await shelf.get(url)
+        assert (response.status_code, codes(response)) == (404, ["NOT_STORED"])
+
+
 async def test_contents_that_are_not_stored(shelf: Shelf) -> None:
     file = await shelf.add("absent.bin", 5, "0" * 64)
     url = f"/files/{file.id}/absent.bin"
@@ -487,6 +509,8 @@ async def test_the_whole_counts_as_a_download_and_parts_do_not(shelf: Shelf) -> 
 class Slow:
     """A store that gives one byte at a time, and notes how many."""
 
+    presigns = False
+
     def __init__(self) -> None:
         self.given = 0
 
@@ -523,6 +547,7 @@ async def test_reading_ends_when_the_client_goes(shelf: Shelf) -> None:
         "headers": [],
         "query_string": b"",
         "state": {
+            "settings": shelf.settings,
             "database": shelf.database,
             "storage": storage,
             "downloads": counter,

@@ -498,8 +498,11 @@ def test_every_loader_says_with_whom_it_shares() -> None:
         "OthersByContentsLoader",
         "PageLoader",
         "RowByIdLoader",
+        "StorageByLoginLoader",
+        "StorageByOwnerLoader",
         "TokenByIdLoader",
         "TokensByUserLoader",
+        "UploadUrlLoader",
         "VersionByReferenceLoader",
         "ViewerLoader",
     }

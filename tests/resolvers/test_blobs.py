@@ -19,8 +19,10 @@ from modelharbor.resolvers import blobs
 from modelharbor.resolvers.blobs import (
     Claim,
     announce_blobs,
+    are_here,
     claim_unused,
     forget_blobs,
+    mark_damaged,
     record_blobs,
     refer_to,
     release,
@@ -28,7 +30,7 @@ from modelharbor.resolvers.blobs import (
 )
 from modelharbor.resolvers.files import FileEntry
 from modelharbor.settings import Settings
-from modelharbor.storage.blobs import BlobStore, open_storage
+from modelharbor.storage.blobs import BlobStore, digest_key, open_storage
 from tests.explaining import explained
 from tests.resolvers.state import refused
 
@@ -88,7 +90,9 @@ async def test_contents_come(database: Database, storage: BlobStore) -> None:
     documents = await announce_blobs(database, storage, [ONE])
     row = await row_of(database)
     assert row is not None
-    assert documents == {ONE.sha256: {name: row[name] for name in ("_id", "sha256", "stored")}}
+    assert documents == {
+        ONE.sha256: {name: row[name] for name in ("_id", "sha256", "key", "stored")}
+    }
     assert (row["size_bytes"], row["references"], row["stored"]) == (3, 0, False)
     assert row["created_at"] == row["seen_at"] >= begun
     async with refused(database, ErrorCode.CONFLICT):
@@ -188,7 +192,7 @@ async def test_contents_go(database: Database, storage: BlobStore, tmp_path: Pat
     await forgotten(database, claim, removed)
     assert [row["sha256"] for row in removed] == [ONE.sha256]
     assert await row_of(database) is None
-    assert not await storage.exists(ONE.sha256)
+    assert not await storage.exists(digest_key(ONE.sha256))
     async with refused(database, ErrorCode.CONFLICT):
         await referred(database, {ONE.sha256: 1})
     await announce_blobs(database, storage, [ONE])  # by another, whose contents they will be
@@ -196,6 +200,78 @@ async def test_contents_go(database: Database, storage: BlobStore, tmp_path: Pat
         await record_blobs(database, [blob.id])
     async with refused(database, ErrorCode.CONFLICT):
         await referred(database, {ONE.sha256: 1})
+
+
+async def fill(storage: BlobStore, key: str, contents: bytes) -> None:
+    async with storage.incoming.writer(key, 0) as writer:
+        await writer.write(contents)
+        await writer.flush()
+
+
+async def test_contents_that_were_recorded_meanwhile_stay_where_they_are(
+    database: Database, storage: BlobStore
+) -> None:
+    """An upload brought them, while an import put them under their hash."""
+    row = (await announce_blobs(database, storage, [ONE]))[ONE.sha256]
+    assert not await are_here(database, storage, row)
+    await fill(storage, "incoming/0/1", b"one")
+    now = utc_now()
+    await database.data["blobs"].update_one(
+        {"_id": row["_id"]},
+        {"$set": {"stored": True, "key": "incoming/0/1", "verified_at": now}},
+    )
+    await record_blobs(database, [row["_id"]])
+    after = await row_of(database)
+    assert after is not None
+    assert (after["stored"], after["key"]) == (True, "incoming/0/1")
+    assert after["verified_at"] == now
+    assert await are_here(database, storage, after)
+
+
+async def test_contents_go_from_wherever_they_lie(
+    database: Database, storage: BlobStore, tmp_path: Path
+) -> None:
+    await put(storage, tmp_path, b"one")
+    for key in ("incoming/0/1", "incoming/1/1"):
+        await fill(storage, key, b"one")
+    await insert(database, key="incoming/0/1")
+    claim = await claimed(database, hours=-1)
+    await forgotten(database, claim, await remove_contents(storage, claim))
+    assert [left.key async for left in storage.incoming.listed()] == ["incoming/1/1"]
+    assert not await storage.exists(digest_key(ONE.sha256))
+
+
+async def test_an_abandoned_removal_of_what_arrived_is_finished(
+    database: Database, storage: BlobStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await fill(storage, "incoming/0/1", b"one")
+    await insert(database, key="incoming/0/1")
+    await claimed(database, hours=-1)  # by one who dies now
+    monkeypatch.setattr(blobs, "ABANDONED", timedelta(seconds=-1))
+    row = (await announce_blobs(database, storage, [ONE]))[ONE.sha256]
+    assert (row["stored"], row["key"]) == (False, None)
+    assert [left async for left in storage.incoming.listed()] == []
+
+
+async def test_contents_that_the_store_has_lost_are_recorded_anew(
+    database: Database, storage: BlobStore, tmp_path: Path
+) -> None:
+    begun = utc_now()
+    await insert(database, key="incoming/0/1", references=2, verified_at=begun)
+    row = (await announce_blobs(database, storage, [ONE]))[ONE.sha256]
+    assert not await are_here(database, storage, row)
+    damaged = await row_of(database)
+    assert damaged is not None
+    assert (damaged["stored"], damaged["damaged_at"] >= begun) == (False, True)
+    async with refused(database, ErrorCode.CONFLICT):
+        await referred(database, {ONE.sha256: 1})
+    await put(storage, tmp_path, b"one")
+    await record_blobs(database, [row["_id"]])
+    mended = await row_of(database)
+    assert mended is not None
+    assert (mended["stored"], mended["references"]) == (True, 2)
+    assert [mended[name] for name in blobs.OF_STORED] == [None, None, None]
+    assert not await mark_damaged(database, row)  # which is of before
 
 
 async def test_who_announces_waits_for_the_removal(
@@ -242,7 +318,7 @@ async def test_an_abandoned_removal_is_finished(
     monkeypatch.setattr(blobs, "ABANDONED", timedelta(seconds=0.3))
     assert (await claimed(database, hours=-1)).rows == []
     await announce_blobs(database, storage, [ONE])
-    assert not await storage.exists(ONE.sha256)
+    assert not await storage.exists(digest_key(ONE.sha256))
     row = await row_of(database)
     assert row is not None
     assert (row["stored"], row["deleting_at"]) == (False, None)
@@ -266,7 +342,7 @@ async def test_who_is_late_removes_nothing(
     monkeypatch.setattr(blobs, "REMOVE_SECONDS", 0.0)
     claim = await claimed(database, hours=-1)
     assert await remove_contents(storage, claim) == []
-    assert await storage.exists(ONE.sha256)
+    assert await storage.exists(digest_key(ONE.sha256))
 
 
 async def test_what_was_stored_anew_and_may_have_been_removed_is_known(
@@ -342,7 +418,7 @@ async def test_whoever_comes_and_goes_what_is_used_is_stored(
                 missing = []
                 for number, wanted in enumerate(mine):
                     row = documents[wanted.sha256]
-                    if not row["stored"] or not await storage.exists(wanted.sha256):
+                    if not row["stored"] or not await storage.exists(digest_key(wanted.sha256)):
                         await storage.put_file(folder / str(number), wanted.sha256)
                         missing.append(row["_id"])
                 await record_blobs(database, missing)
@@ -352,10 +428,10 @@ async def test_whoever_comes_and_goes_what_is_used_is_stored(
                 refusals += 1
                 continue
             for used in mine:
-                assert await storage.exists(used.sha256)
+                assert await storage.exists(digest_key(used.sha256))
             await asyncio.sleep(0.005)
             for used in mine:
-                assert await storage.exists(used.sha256)
+                assert await storage.exists(digest_key(used.sha256))
             await released(database, counts)
             done += 1
 

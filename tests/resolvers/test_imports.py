@@ -16,29 +16,31 @@ from modelharbor.auth.viewer import ANONYMOUS, Viewer
 from modelharbor.db.actors import ActorKind, Role
 from modelharbor.db.base import Row
 from modelharbor.db.connection import Database
-from modelharbor.db.files import BlobDocument, FileFormat, FileRole
+from modelharbor.db.files import BlobDocument, FileFormat, FileRole, ScanVerdict
 from modelharbor.db.models import Visibility
 from modelharbor.db.versions import VersionStatus
-from modelharbor.errors import ErrorCode, Refused, Unauthenticated
-from modelharbor.resolvers import imports
+from modelharbor.errors import ErrorCode, Refused, Unauthenticated, Unavailable
+from modelharbor.inspection.fence import Fence, open_fence
+from modelharbor.resolvers import folders, imports
 from modelharbor.resolvers.files import FileEntry, add_files
+from modelharbor.resolvers.folders import Found, walk
 from modelharbor.resolvers.imports import (
     ImportResult,
     Phase,
     Progress,
     import_folder,
     local_viewer,
-    walk,
 )
 from modelharbor.resolvers.models import update_model
 from modelharbor.resolvers.versions import delete_version
 from modelharbor.settings import Settings
-from modelharbor.storage.blobs import BlobStore, open_storage
+from modelharbor.storage.blobs import BlobStore, digest_key, open_storage
 from tests.documents import START, insert_actor, viewer_of
 
 pytestmark = pytest.mark.anyio
 CARD = "---\nlicense: mit\npipeline_tag: fill-mask\nlanguage: en\ntags: [tiny]\n---\n# Tiny\n"
-WEIGHTS = (10).to_bytes(8, "little") + b'{"x":null}' + bytes(5000)
+HEADER = b'{"x":{"dtype":"F32","shape":[25,50],"data_offsets":[0,5000]}}'
+WEIGHTS = len(HEADER).to_bytes(8, "little") + HEADER + bytes(5000)
 
 
 @pytest.fixture
@@ -80,14 +82,17 @@ STORED = SIZE - len(b'{"a": 1}')
 class Harbor:
     """A database and a store, with one person `ada` who owns things."""
 
-    def __init__(self, database: Database, storage: BlobStore, viewer: Viewer) -> None:
-        self.database, self.storage, self.viewer = database, storage, viewer
+    def __init__(
+        self, database: Database, storage: BlobStore, fence: Fence, viewer: Viewer
+    ) -> None:
+        self.database, self.storage, self.fence, self.viewer = database, storage, fence, viewer
         self.progress: list[Progress] = []
 
     async def put(self, folder: Path, name: str = "tiny", **arguments: Any) -> ImportResult:
         return await import_folder(
             self.database,
             self.storage,
+            self.fence,
             arguments.pop("viewer", self.viewer),
             folder,
             arguments.pop("owner", "ada"),
@@ -130,8 +135,11 @@ class Harbor:
 
 
 @pytest.fixture
-async def harbor(database: Database, storage: BlobStore) -> Harbor:
-    return Harbor(database, storage, viewer_of(await insert_actor("ada")))
+async def harbor(
+    database: Database, settings: Settings, storage: BlobStore
+) -> AsyncIterator[Harbor]:
+    async with open_fence(settings) as fence:
+        yield Harbor(database, storage, fence, viewer_of(await insert_actor("ada")))
 
 
 async def test_a_folder_becomes_a_version(harbor: Harbor, folder: Path) -> None:
@@ -144,6 +152,8 @@ async def test_a_folder_becomes_a_version(harbor: Harbor, folder: Path) -> None:
         version_id=version["_id"],
         number=1,
         digest=digest_of(CONTENTS),
+        status=VersionStatus.READY,
+        status_reason=None,
         is_new=True,
         files=4,
         size_bytes=SIZE,
@@ -163,6 +173,7 @@ async def test_a_folder_becomes_a_version(harbor: Harbor, folder: Path) -> None:
         "formats": ["JSON", "SAFETENSORS", "TEXT"],
         "last_number": 1,
         "latest_version_id": version["_id"],
+        "parameters": 1250,
     }
     assert model == model | expected
     assert model["stats"] == model["stats"] | {
@@ -188,7 +199,7 @@ async def test_a_folder_becomes_a_version(harbor: Harbor, folder: Path) -> None:
         )
     ]
     for file in files:
-        parts = await harbor.storage.open_range(file["sha256"], 0, file["size_bytes"])
+        parts = await harbor.storage.open_range(digest_key(file["sha256"]), 0, file["size_bytes"])
         assert b"".join([part async for part in parts]) == CONTENTS[file["path"]]
     blobs = await harbor.rows("blobs")
     assert sorted((b["sha256"], b["references"], b["stored"]) for b in blobs) == sorted(
@@ -205,13 +216,66 @@ async def test_a_folder_becomes_a_version(harbor: Harbor, folder: Path) -> None:
 
 async def test_progress_goes_from_nothing_to_all(harbor: Harbor, folder: Path) -> None:
     await harbor.put(folder)
-    for phase, total in ((Phase.HASHING, SIZE), (Phase.STORING, STORED)):
+    phases = ((Phase.HASHING, SIZE), (Phase.STORING, STORED), (Phase.INSPECTING, STORED))
+    for phase, total in phases:
         seen = [progress for progress in harbor.progress if progress.phase is phase]
         done = [progress.done for progress in seen]
         assert done == sorted(done)
         assert done[-1] == total
         assert {progress.total for progress in seen} == {total}
         assert {progress.path for progress in seen} <= set(CONTENTS)
+
+
+EVIL = b"cos\nsystem\n(S'touch /tmp/executed'\ntR."
+
+
+async def test_a_file_that_is_unsafe_puts_the_version_in_quarantine(
+    harbor: Harbor, folder: Path
+) -> None:
+    (folder / "nested/evil.pkl").write_bytes(EVIL)
+    for is_new in (True, False):
+        result = await harbor.put(folder, aliases=["prod"])
+        assert (result.status, result.is_new) == (VersionStatus.QUARANTINED, is_new)
+        assert result.status_reason == (
+            "1 file is not known to be harmless: nested/evil.pkl (UNSAFE)."
+        )
+        [troubled] = result.troubled
+        assert (troubled.path, troubled.verdict) == ("nested/evil.pkl", ScanVerdict.UNSAFE)
+        assert any("system" in detail for detail in troubled.details)
+    [version] = await harbor.rows("versions")
+    assert (version["status"], version["digest"]) == ("QUARANTINED", result.digest)
+    model = await harbor.model()
+    assert (model["latest_version_id"], model["aliases"]) == (None, [])
+    assert [event["kind"] for event in await harbor.rows("events")][2:] == ["VERSION_QUARANTINED"]
+    await harbor.counters_are_right()
+
+
+async def test_contents_are_inspected_once(harbor: Harbor, folder: Path) -> None:
+    await harbor.put(folder)
+    before = await harbor.rows("blobs")
+    assert all(blob["inspection"]["verdict"] in ("SAFE", "SKIPPED") for blob in before)
+    harbor.progress.clear()
+    await harbor.put(folder, "other")
+    assert {progress.phase for progress in harbor.progress} == {Phase.HASHING}
+    assert [blob["inspection"] for blob in await harbor.rows("blobs")] == (
+        [blob["inspection"] for blob in before]
+    )
+
+
+async def test_contents_that_cannot_be_read_back_publish_nothing(
+    harbor: Harbor, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def fails(*_: Any) -> bytes:
+        raise Unavailable("The file storage does not answer; try again later.")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(BlobStore, "read_range", fails)
+        with pytest.raises(Unavailable):
+            await harbor.put(folder)
+    assert await harbor.rows("versions") == []
+    assert {blob.get("inspection") for blob in await harbor.rows("blobs")} == {None}
+    result = await harbor.put(folder)
+    assert (result.status, result.stored_bytes) == (VersionStatus.READY, 0)
 
 
 async def test_the_same_folder_again_adds_nothing(harbor: Harbor, folder: Path) -> None:
@@ -439,9 +503,9 @@ async def test_what_becomes_a_link_after_the_walk_is_not_followed(
     (secret / "nested").mkdir(parents=True)
     for path in CONTENTS:
         (secret / path).write_text("secret")
-    found = imports.walk
+    found = folders.walk
 
-    def walk_and_swap(at: Path, within: Path | None = None) -> list[imports.Found]:
+    def walk_and_swap(at: Path, within: Path | None = None) -> list[Found]:
         files = found(at, within)
         swapped.rename(folder.parent / "aside")
         swapped.symlink_to(secret / swapped.relative_to(folder))
@@ -464,9 +528,9 @@ async def test_what_becomes_a_link_after_the_walk_is_not_followed(
 async def test_a_file_that_cannot_be_read_is_named_by_its_path_in_the_folder(
     harbor: Harbor, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    found = imports.walk
+    found = folders.walk
 
-    def walk_and_remove(at: Path, within: Path | None = None) -> list[imports.Found]:
+    def walk_and_remove(at: Path, within: Path | None = None) -> list[Found]:
         files = found(at, within)
         (folder / "nested/config.json").unlink()
         return files
@@ -514,7 +578,7 @@ async def test_folders_that_hold_nothing(harbor: Harbor, tmp_path: Path) -> None
 
 
 def test_too_many_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(imports, "MAX_FILES", 3)
+    monkeypatch.setattr(folders, "MAX_FILES", 3)
     for number in range(3):
         (tmp_path / str(number)).write_text("x")
     assert [found.path for found in walk(tmp_path)] == ["0", "1", "2"]
@@ -654,13 +718,13 @@ async def test_contents_known_but_not_stored_are_stored_now(harbor: Harbor, fold
     blob = await harbor.database.data["blobs"].find_one({"sha256": digest})
     assert blob is not None
     assert (blob["stored"], blob["references"]) == (True, 8)
-    assert await harbor.storage.exists(digest)
+    assert await harbor.storage.exists(digest_key(digest))
 
 
 async def test_contents_that_got_lost_are_stored_again(harbor: Harbor, folder: Path) -> None:
     await harbor.put(folder)
     digest = sha256(WEIGHTS).hexdigest()
-    await harbor.storage.delete(digest)
+    await harbor.storage.delete(digest_key(digest))
     result = await harbor.put(folder, again=True)
     assert result.stored_bytes == len(WEIGHTS)
-    assert await harbor.storage.exists(digest)
+    assert await harbor.storage.exists(digest_key(digest))

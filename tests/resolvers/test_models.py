@@ -89,6 +89,8 @@ async def test_a_model_is_created_whole(
             "version_id": None,
             "organization_id": None,
             "job_id": None,
+            "upload_id": None,
+            "upload": None,
             "actor_id": company.members[Role.ADMIN].id,
             "before": {},
             "after": {

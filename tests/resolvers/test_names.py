@@ -385,3 +385,84 @@ def test_any_text_is_a_reference_or_refused(text: str) -> None:
     except BadUserInput:
         return
     assert text.startswith(f"{found.owner}/{found.name}")
+
+
+GOOD_PATHS = [
+    *("model.safetensors", "a/b/c.bin", ".gitattributes", ".hidden/file", "a b/c d", "console.py"),
+    *("com10.txt", "a.con", "auxiliary/x", "nul-l", "x" * 255, "\u00e9" * 127, "a/" * 511 + "bb"),
+    *(
+        "\u6a21\u578b/\u6743\u91cd.bin",
+        "..a",
+        "a..b/...c",
+        "-rf",
+        "~",
+        "$HOME",
+        "a+b=c,(1)[2]{3}'4'",
+    ),
+    "models/.modelharbor",
+]
+BAD_PATHS = {
+    "": "The path is empty.",
+    "/etc/passwd": "an empty part, '.' or '..'",
+    "a//b": "an empty part, '.' or '..'",
+    "a/": "an empty part, '.' or '..'",
+    ".": "an empty part, '.' or '..'",
+    "./a": "an empty part, '.' or '..'",
+    "a/../b": "an empty part, '.' or '..'",
+    "..": "an empty part, '.' or '..'",
+    "a\\b": "U+005C (REVERSE SOLIDUS) at position 2: take it out",
+    "C:/x": "U+003A (COLON) at position 2: take it out",
+    "a:stream": "U+003A (COLON) at position 2: take it out",
+    "a\0b": "U+0000 (a control character) at position 2: take it out",
+    "a\nb": "U+000A (a control character) at position 2: take it out",
+    "a\x7f": "U+007F (a control character) at position 2: take it out",
+    "a\u202eb": "U+202E (RIGHT-TO-LEFT OVERRIDE) at position 2: take it out",
+    "a\u200bb": "U+200B (ZERO WIDTH SPACE) at position 2: take it out",
+    "a\u00a0b": "U+00A0 (NO-BREAK SPACE) at position 2: take it out",
+    "a\ud800b": "U+D800 (a control character) at position 2: take it out",
+    "a/b ": "ends with a space or a dot",
+    "a./b": "ends with a space or a dot",
+    "con": "the name of a device on Windows",
+    "a/Aux.txt": "the name of a device on Windows",
+    "NUL.tar.gz": "the name of a device on Windows",
+    "com1": "the name of a device on Windows",
+    "LPT\u00b9.x": "the name of a device on Windows",
+    "con .txt": "the name of a device on Windows",
+    "x" * 256: "has 256 bytes: 255 are allowed",
+    "\u00e9" * 128: "has 256 bytes: 255 are allowed",
+    "a/" * 512 + "b": "The path has 1025 characters: 1024 are allowed.",
+    "x" * 5000: "The path has 5000 characters: 1024 are allowed.",
+    ".modelharbor/x": "a client's own",
+    ".ModelHarbor": "a client's own",
+}
+
+
+def test_paths() -> None:
+    for path in GOOD_PATHS:
+        assert names.valid_path(path, "field") == path
+    assert names.valid_path("cafe\u0301/x") == "caf\u00e9/x"
+    for path, says in BAD_PATHS.items():
+        assert says in refusal(names.valid_path, path)
+
+
+@given(st.text(max_size=40))
+def test_valid_paths_stay_below_their_folder(text: str) -> None:
+    try:
+        path = names.valid_path(text)
+    except Refused:
+        return
+    assert names.valid_path(path) == path
+    assert all(part not in {"", ".", ".."} for part in path.split("/"))
+    assert not set(path) & set("\\:\0")
+
+
+def test_paths_that_are_one_file_on_some_systems() -> None:
+    for one, other in (
+        ("README.md", "readme.MD"),
+        ("Stra\u00dfe", "STRASSE"),
+        ("CAF\u00c9/x", "caf\u00e9/X"),
+        ("\u01c5", "\u01c6"),
+        ("\ufb01le", "FILE"),
+    ):
+        assert names.path_key(one) == names.path_key(other)
+    assert names.path_key("a/b") != names.path_key("a-b")

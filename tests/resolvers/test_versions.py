@@ -14,24 +14,27 @@ from modelharbor.auth.viewer import ANONYMOUS, Viewer
 from modelharbor.db.actors import Role
 from modelharbor.db.connection import Database
 from modelharbor.db.files import BlobDocument, FileDocument, FileFormat, FileRole
+from modelharbor.db.jobs import JobKind, JobState
 from modelharbor.db.models import AliasEntry, ModelDocument, ModelState, Visibility
 from modelharbor.db.tokens import Permission
-from modelharbor.db.versions import VersionDocument, VersionStatus
+from modelharbor.db.versions import MUTABLE, VersionDocument, VersionStatus
 from modelharbor.errors import ErrorCode, Refused, Unauthenticated
 from modelharbor.resolvers.access import refuse_unless_active
 from modelharbor.resolvers.aliases import set_alias
 from modelharbor.resolvers.files import FileEntry
 from modelharbor.resolvers.files import add_files as add_files_in
+from modelharbor.resolvers.settling import files_digest
 from modelharbor.resolvers.versions import (
+    Published,
     archive_version,
     create_version,
     delete_version,
-    files_digest,
     publish_version,
+    release_version,
     update_version,
 )
 from modelharbor.settings import Settings
-from tests.documents import START, insert_model
+from tests.documents import START, insert_job, insert_model
 from tests.resolvers.conftest import Company
 from tests.resolvers.state import events_of, everything, refused
 
@@ -196,9 +199,11 @@ async def test_a_published_version_is_ready_with_its_digest_and_the_model_follow
     draft = await create_version(database, company.admin, settings, model_id=model.id)
     await add_files(draft, {"b.txt": 7, "a/é.txt": 5})
     await add_files(draft, {"a.safetensors": 100, "copy.safetensors": 100}, FileFormat.SAFETENSORS)
-    row = await publish_version(
+    published = await publish_version(
         database, company.admin, version_id=draft["_id"], set_aliases=["prod", "best", "prod"]
     )
+    assert published.job is None
+    row = published.version
     lines = [
         *(f"a.safetensors\0{100:064x}\n", f"a/é.txt\0{5:064x}\n"),
         *(f"b.txt\0{7:064x}\n", f"copy.safetensors\0{100:064x}\n"),
@@ -469,10 +474,12 @@ async def test_transitions_of_versions(
     database: Database, company: Company, status: VersionStatus
 ) -> None:
     model = await insert_model(company.acme, "bert")
-    for number, (act, start) in enumerate([(publish, DRAFT), (archive, READY)], 1):
+    for number, (act, start) in enumerate(
+        [(publish, MUTABLE), (archive, {READY}), (release, {VersionStatus.QUARANTINED})], 1
+    ):
         version = await add_version(model, number, status)
         await add_files(version, {"a": 1})
-        if status is start:
+        if status in start:
             await act(database, company.admin, version.id)
             continue
         code = (
@@ -480,6 +487,216 @@ async def test_transitions_of_versions(
         )
         async with refused(database, code, "id"):
             await act(database, company.admin, version.id)
+
+
+# What the files come to ----------------------------------------------------------------------------
+
+
+async def blob(size: int, **values: Any) -> None:
+    """The contents that `add_files` gives to files of this length."""
+    await BlobDocument(sha256=f"{size:064x}", size_bytes=size, **values).insert()
+
+
+def inspection(
+    verdict: str, format: FileFormat = FileFormat.OTHER, parameters: int | None = None
+) -> dict[str, Any]:
+    tensors = None if parameters is None else {"parameter_count": parameters}
+    return {
+        "verdict": verdict,
+        "format": format.value,
+        "scanner": "test",
+        "scanned_at": START,
+        "findings": [],
+        "tensors": tensors,
+        "header": None,
+    }
+
+
+async def published(database: Database, company: Company, version_id: ObjectId) -> Published:
+    return await publish_version(
+        database, company.admin, version_id=version_id, set_aliases=["prod"]
+    )
+
+
+async def test_contents_that_nobody_looked_into_are_left_to_a_job(
+    database: Database, company: Company
+) -> None:
+    model = await insert_model(company.acme, "bert", stats={"versions": 1})
+    version = await add_version(model, 1, VersionStatus.UPLOADING)
+    await add_files(version, {"a": 1, "b": 2, "c": 3})
+    await blob(1)
+    await blob(2, inspection=inspection("SAFE"))
+    done = await published(database, company, version.id)
+    assert (done.version["status"], done.version["revision"]) == ("PROCESSING", 2)
+    job = done.job
+    assert job is not None
+    assert job == await database.data["jobs"].find_one({})
+    assert (job["kind"], job["state"], job["created_by_id"]) == (
+        *("FINALIZE_VERSION", "QUEUED"),
+        company.members[Role.ADMIN].id,
+    )
+    assert job["input"] == {"version_id": version.id, "aliases": ["prod"], "files": 3}
+    assert job["subject"] == {"type": "ModelVersion", "id": version.id}
+    after = await model_row(database, model.id)
+    assert (after["latest_version_id"], after["aliases"], counters(after)) == (
+        *(None, []),
+        (1, 0, 0, 0),
+    )
+    assert [
+        (e["kind"], e["before"], e["after"]) for e in await events_of(database, stream="models")
+    ] == [("VERSION_UPDATED", {"status": "UPLOADING"}, {"status": "PROCESSING"})]
+    async with refused(database, ErrorCode.INVALID_TRANSITION, "id"):
+        await published(database, company, version.id)
+
+
+async def test_a_job_that_sees_to_a_file_is_waited_for(
+    database: Database, company: Company
+) -> None:
+    model = await insert_model(company.acme, "bert")
+    version = await add_version(model, 1, VersionStatus.UPLOADING)
+    await add_files(version, {"a": 1})
+    subject = {"type": "ModelVersion", "id": version.id}
+    job = await insert_job(None, kind=JobKind.VERIFY_FILE, subject=subject)
+    done = await published(database, company, version.id)
+    assert done.job is not None
+    await database.data["versions"].update_one({}, {"$set": {"status": "UPLOADING"}})
+    await job.set({"state": JobState.SUCCEEDED})
+    done = await published(database, company, version.id)
+    assert (done.job, done.version["status"]) == (None, "READY")
+
+
+@pytest.mark.parametrize("verdict", ["UNSAFE", "SUSPICIOUS", "ERROR"])
+async def test_one_file_that_is_not_known_to_be_harmless_is_enough(
+    database: Database, company: Company, verdict: str
+) -> None:
+    model = await insert_model(company.acme, "bert", stats={"versions": 1})
+    version = await add_version(model, 1)
+    await add_files(version, {"a": 1, "b": 2, "c": 3})
+    await blob(1, inspection=inspection("SAFE"))
+    await blob(2, inspection=inspection(verdict))
+    await blob(3, inspection=inspection("SKIPPED"))
+    done = await published(database, company, version.id)
+    reason = f"1 file is not known to be harmless: b ({verdict})."
+    row = done.version
+    assert done.job is None
+    assert (row["status"], row["status_reason"], row["published_at"]) == (
+        *("QUARANTINED", reason),
+        None,
+    )
+    assert row["digest"] == files_digest([(path, f"{n:064x}") for n, path in enumerate("abc", 1)])
+    assert (row["file_count"], row["size_bytes"]) == (3, 6)
+    after = await model_row(database, model.id)
+    assert (after["latest_version_id"], after["aliases"], counters(after)) == (
+        *(None, []),
+        (1, 3, 6, 0),
+    )
+    assert [(e["kind"], e["before"], e["after"]) for e in await events_of(database)] == [
+        (
+            "VERSION_QUARANTINED",
+            {"status": "DRAFT"},
+            {"status": "QUARANTINED", "status_reason": reason},
+        )
+    ]
+    await delete_version(database, company.admin, version_id=version.id)
+    assert counters(await model_row(database, model.id)) == (0, 0, 0, 0)
+
+
+async def test_a_reason_names_some_files(database: Database, company: Company) -> None:
+    model = await insert_model(company.acme, "bert")
+    version = await add_version(model, 1)
+    await add_files(version, dict.fromkeys([f"{n:04}" for n in range(12)], 1))
+    await blob(1, inspection=inspection("ERROR"))
+    row = (await published(database, company, version.id)).version
+    names = ", ".join(f"{n:04} (ERROR)" for n in range(10))
+    assert row["status_reason"] == (f"12 files are not known to be harmless: {names} and 2 more.")
+
+
+async def test_damaged_contents_fail_a_version(database: Database, company: Company) -> None:
+    model = await insert_model(company.acme, "bert", stats={"versions": 1})
+    version = await add_version(model, 1)
+    await add_files(version, {"a": 1, "b": 2})
+    await blob(1, stored=False, damaged_at=START, inspection=inspection("SAFE"))
+    await blob(2, inspection=inspection("UNSAFE"))
+    row = (await published(database, company, version.id)).version
+    reason = "1 file could not be verified: a."
+    assert (row["status"], row["status_reason"], row["digest"]) == ("FAILED", reason, None)
+    assert counters(await model_row(database, model.id)) == (1, 2, 3, 0)
+    assert [(e["kind"], e["after"]) for e in await events_of(database)] == [
+        ("VERSION_FAILED", {"status": "FAILED", "status_reason": reason})
+    ]
+    async with refused(database, ErrorCode.INVALID_TRANSITION, "id"):
+        await release(database, company.admin, version.id)
+
+
+async def test_contents_known_by_their_hash_alone_are_skipped(
+    database: Database, company: Company
+) -> None:
+    model = await insert_model(company.acme, "bert")
+    version = await add_version(model, 1)
+    await add_files(version, {"a": 1, "b": 2})
+    await blob(1, stored=False)
+    assert (await published(database, company, version.id)).version["status"] == "READY"
+
+
+async def test_parameters_are_those_of_the_weights_in_one_format(
+    database: Database, settings: Settings, company: Company
+) -> None:
+    """Shards sum up, equal contents count once, the format with the most is taken, the model follows
+    its latest version."""
+    model = await insert_model(company.acme, "bert")
+    gguf, tensors, onnx = FileFormat.GGUF, FileFormat.SAFETENSORS, FileFormat.ONNX
+    contents = [
+        *((10, tensors, 100), (11, tensors, 50), (12, gguf, 149), (13, onnx, 151)),
+        (14, FileFormat.JSON, None),
+    ]
+    for size, format, parameters in contents:
+        await blob(size, inspection=inspection("SAFE", format, parameters))
+    found = []
+    for files in (
+        {"1.safetensors": 10, "2.safetensors": 11, "copy.safetensors": 10, "m.gguf": 12},
+        {"1.safetensors": 10, "m.onnx": 13, "config.json": 14},
+        {"config.json": 14},
+    ):
+        draft = await create_version(database, company.admin, settings, model_id=model.id)
+        await add_files(draft, files)
+        await database.data["files"].update_many(
+            {"path": {"$ne": "config.json"}}, {"$set": {"role": FileRole.WEIGHTS.value}}
+        )
+        row = (await published(database, company, draft["_id"])).version
+        found.append((row["parameters"], (await model_row(database, model.id))["parameters"]))
+    assert found == [(150, 150), (151, 151), (None, 0)]
+    await archive_version(database, company.admin, version_id=row["_id"])
+    assert (await model_row(database, model.id))["parameters"] == 151
+
+
+async def test_a_released_version_is_ready_and_says_why(
+    database: Database, company: Company
+) -> None:
+    model = await insert_model(company.acme, "bert", stats={"versions": 1})
+    version = await add_version(model, 1)
+    await add_files(version, {"a": 1, "b": 2})
+    await blob(2, inspection=inspection("UNSAFE"))
+    was = (await published(database, company, version.id)).version
+    for reason in ("", "  ab ", "x" * 2001):
+        async with refused(database, ErrorCode.BAD_INPUT, "reason"):
+            await release_version(database, company.admin, version_id=version.id, reason=reason)
+    row = await release_version(
+        database, company.admin, version_id=version.id, reason=" It is ours: built here.\n"
+    )
+    said = "It is ours: built here."
+    assert row == await database.data["versions"].find_one({"_id": version.id})
+    assert (row["status"], row["status_reason"], row["digest"]) == ("READY", said, was["digest"])
+    assert row["published_at"] is not None
+    after = await model_row(database, model.id)
+    assert (after["latest_version_id"], counters(after)) == (version.id, (1, 2, 3, 3))
+    event = (await events_of(database))[-1]
+    assert (event["kind"], event["before"], event["after"], event["comment"]) == (
+        "VERSION_RELEASED",
+        {"status": "QUARANTINED", "status_reason": was["status_reason"]},
+        {"status": "READY", "status_reason": said},
+        said,
+    )
+    assert event["actor_id"] == company.members[Role.ADMIN].id
 
 
 async def test_the_versions_of_an_archived_model_stay_as_they_are(
@@ -504,6 +721,10 @@ async def publish(database: Database, viewer: Viewer, version_id: ObjectId) -> N
     await publish_version(database, viewer, version_id=version_id)
 
 
+async def release(database: Database, viewer: Viewer, version_id: ObjectId) -> None:
+    await release_version(database, viewer, version_id=version_id, reason="looked into it")
+
+
 async def archive(database: Database, viewer: Viewer, version_id: ObjectId) -> None:
     await archive_version(database, viewer, version_id=version_id)
 
@@ -518,9 +739,14 @@ PUBLISHERS = {Role.MAINTAINER, Role.ADMIN}
 ACTIONS = [
     (update, DRAFT, Permission.WRITE, WRITERS),
     (publish, DRAFT, Permission.PUBLISH, PUBLISHERS),
+    (publish, VersionStatus.UPLOADING, Permission.PUBLISH, PUBLISHERS),
     (archive, READY, Permission.PUBLISH, PUBLISHERS),
+    (release, VersionStatus.QUARANTINED, Permission.PUBLISH, PUBLISHERS),
     (delete, DRAFT, Permission.WRITE, WRITERS),
+    (delete, VersionStatus.UPLOADING, Permission.WRITE, WRITERS),
     (delete, READY, Permission.PUBLISH, PUBLISHERS),
+    (delete, VersionStatus.QUARANTINED, Permission.PUBLISH, PUBLISHERS),
+    (delete, VersionStatus.PROCESSING, Permission.PUBLISH, PUBLISHERS),
 ]
 NAMES = [f"{action[0].__name__} {action[1].value}" for action in ACTIONS]
 
@@ -543,7 +769,9 @@ async def test_who_may_change_a_version(
             await act(database, viewer, version.id)
     else:
         if role not in WRITERS:
-            permission = Permission.PUBLISH if act in (publish, archive) else Permission.WRITE
+            permission = (
+                Permission.PUBLISH if act in (publish, archive, release) else Permission.WRITE
+            )
         async with refused(
             database,
             ErrorCode.FORBIDDEN,

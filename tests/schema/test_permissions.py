@@ -18,11 +18,19 @@ from modelharbor.db.files import FileDocument
 from modelharbor.db.jobs import JobDocument, JobState
 from modelharbor.db.models import AliasEntry, ModelDocument, ModelState, Visibility
 from modelharbor.db.tokens import Permission
+from modelharbor.db.uploads import UploadDocument, UploadState
 from modelharbor.db.versions import VersionDocument, VersionStatus
 from modelharbor.schema import core
 from modelharbor.schema.nodes import global_id
 from tests.asking import Asker
-from tests.documents import insert_actor, insert_job, insert_model, insert_version, viewer_of
+from tests.documents import (
+    insert_actor,
+    insert_job,
+    insert_model,
+    insert_upload,
+    insert_version,
+    viewer_of,
+)
 
 pytestmark = pytest.mark.anyio
 
@@ -39,6 +47,9 @@ class World:
     guest: ActorDocument
     job: JobDocument
     failed: JobDocument
+    upload: UploadDocument
+    whole: UploadDocument
+    held: VersionDocument
 
     @property
     def model_id(self) -> str:
@@ -51,6 +62,10 @@ class World:
     @property
     def draft_id(self) -> str:
         return global_id("ModelVersion", self.draft.id)
+
+
+def one_upload(w: World) -> dict[str, Any]:
+    return {"id": global_id("Upload", w.upload.id)}
 
 
 SHELF: Final = "shelf"
@@ -68,6 +83,10 @@ MUTATIONS: dict[str, tuple[Permission, Inputs]] = {
     "updateModelVersion": (P.WRITE, lambda w: {"id": w.draft_id, "label": "x"}),
     "publishModelVersion": (P.PUBLISH, lambda w: {"id": w.draft_id}),
     "archiveModelVersion": (P.PUBLISH, lambda w: {"id": w.ready_id}),
+    "releaseModelVersion": (
+        P.PUBLISH,
+        lambda w: {"id": global_id("ModelVersion", w.held.id), "reason": "read by hand"},
+    ),
     "deleteModelVersion": (P.WRITE, lambda w: {"id": w.draft_id}),
     "setModelAlias": (
         P.PROMOTE,
@@ -87,9 +106,22 @@ MUTATIONS: dict[str, tuple[Permission, Inputs]] = {
         lambda w: {"source": SHELF, "folder": "tiny", "owner": "acme", "name": "fresh"},
     ),
     "cancelJob": (P.ADMINISTER, lambda w: {"id": global_id("Job", w.job.id)}),
+    "createUploads": (
+        P.WRITE,
+        lambda w: {"versionId": w.draft_id, "files": [{"path": "new", "sizeBytes": 1}]},
+    ),
+    "completeUpload": (
+        P.WRITE,
+        lambda w: {"id": global_id("Upload", w.whole.id), "sha256": f"{9:064x}"},
+    ),
+    "pauseUpload": (P.WRITE, one_upload),
+    "abortUpload": (P.WRITE, one_upload),
     "retryJob": (P.ADMINISTER, lambda w: {"id": global_id("Job", w.failed.id)}),
 }
-OPERATORS: dict[str, dict[str, Any]] = {"collectGarbage": {}}
+OPERATORS: dict[str, Inputs] = {
+    "collectGarbage": lambda w: {},
+    "setQuota": lambda w: {"ownerId": global_id("Organization", w.owner.id), "bytes": 1},
+}
 """For who operates the site, whatever their role."""
 OWN = {"createApiToken", "revokeApiToken"}
 """Of one's own, whatever the role: tested in tests/resolvers and below for nobody."""
@@ -120,6 +152,14 @@ QUERIES: dict[str, tuple[Callable[[World], str], Callable[[World], Any]]] = {
         lambda w: "jobs { totalCount nodes { state } }",
         lambda w: {"totalCount": 2, "nodes": [{"state": "FAILED"}, {"state": "QUEUED"}]},
     ),
+    "upload": (
+        lambda w: f'upload(id: "{global_id("Upload", w.upload.id)}") {{ path }}',
+        lambda w: {"path": "sent"},
+    ),
+    "uploads": (
+        lambda w: "uploads(state: [CREATED]) { totalCount nodes { path } }",
+        lambda w: {"totalCount": 1, "nodes": [{"path": "sent"}]},
+    ),
 }
 HIDDEN: dict[str, Any] = {
     "node": None,
@@ -132,11 +172,13 @@ HIDDEN: dict[str, Any] = {
     "blob": {"totalCount": 0, "nodes": []},
     "job": None,
     "jobs": {"totalCount": 0, "nodes": []},
+    "upload": None,
+    "uploads": {"totalCount": 0, "nodes": []},
 }
-SUBSCRIPTIONS = {"jobProgress", "jobs", "modelEvents", "modelsChanged"}
+SUBSCRIPTIONS = {"jobProgress", "jobs", "uploadProgress", "modelEvents", "modelsChanged"}
 """Who is told what: tested in tests/streams."""
-OPEN = {"viewer", "health"}
-"""Of oneself, and of the server."""
+OPEN = {"viewer", "health", "storage"}
+"""Of oneself, and of the server; what is stored for others is tested in test_uploads.py."""
 
 
 async def world(database: Database) -> World:
@@ -147,6 +189,8 @@ async def world(database: Database) -> World:
     model = await insert_model(owner, "m", visibility=Visibility.PRIVATE, summary="whale")
     ready = await insert_version(database, model, {"a": 7})
     draft = await insert_version(database, model, {"a": 7}, status=VersionStatus.DRAFT)
+    taking = await insert_version(database, model, {}, status=VersionStatus.UPLOADING)
+    held = await insert_version(database, model, {}, status=VersionStatus.QUARANTINED)
     await database.data["models"].update_one(
         {"_id": model.id},
         {
@@ -163,7 +207,9 @@ async def world(database: Database) -> World:
     subject = {"type": "Model", "id": model.id}
     job = await insert_job(admin, owner, subject=subject)
     failed = await insert_job(admin, owner, subject=subject, state=JobState.FAILED)
-    return World(owner, model, archived, ready, draft, guest, job, failed)
+    upload = await insert_upload(admin, model, taking, "sent")
+    whole = await insert_upload(admin, model, taking, "whole", state=UploadState.RECEIVED)
+    return World(owner, model, archived, ready, draft, guest, job, failed, upload, whole, held)
 
 
 async def viewer_with(role: Role | None, made: World) -> Viewer:
@@ -187,6 +233,8 @@ async def everything(database: Database) -> dict[str, list[Any]]:
             "tokens",
             "cards",
             "jobs",
+            "uploads",
+            "quotas",
         )
     }
 
@@ -249,8 +297,9 @@ async def test_each_mutation_for_nobody(ask: Asker, database: Database) -> None:
         "revokeApiToken": {"id": global_id("ApiToken", ObjectId())},
     }
     for name in MUTATIONS.keys() | OWN | OPERATORS.keys():
-        given = own | OPERATORS if name not in MUTATIONS else {name: MUTATIONS[name][1](made)}
-        answer = await mutate(ask, ANONYMOUS, name, given[name])
+        inputs = MUTATIONS[name][1] if name in MUTATIONS else OPERATORS.get(name)
+        given = inputs(made) if inputs else own[name]
+        answer = await mutate(ask, ANONYMOUS, name, given)
         assert [code for _, code in answer.errors] == ["UNAUTHENTICATED"], name
         assert answer.commands == []
     assert await everything(database) == before
@@ -309,10 +358,10 @@ async def test_each_mutation_of_operators(ask: Asker, database: Database, name: 
         Viewer(user=viewer.user, roles=viewer.roles, scopes=scopes),
         Viewer(user=operator, roles=viewer.roles, scopes=viewer.scopes),
     ):
-        answer = await mutate(ask, each, name, OPERATORS[name])
+        answer = await mutate(ask, each, name, OPERATORS[name](made))
         assert answer.errors == []
         assert [error["code"] for error in answer.data[name]["userErrors"]] == ["FORBIDDEN"]
         assert await everything(database) == before
-    answer = await mutate(ask, Viewer(user=operator, scopes=scopes), name, OPERATORS[name])
+    answer = await mutate(ask, Viewer(user=operator, scopes=scopes), name, OPERATORS[name](made))
     assert answer.data[name]["userErrors"] == []
     assert await everything(database) != before

@@ -14,6 +14,7 @@ from modelharbor.db.base import Row
 from modelharbor.db.connection import Database
 from modelharbor.db.keyset import EVERYTHING
 from modelharbor.db.models import ModelState, Visibility
+from modelharbor.db.uploads import HIDDEN
 from modelharbor.db.versions import VersionStatus
 from modelharbor.errors import BadUserInput, NotFound
 from modelharbor.events.cursors import decode
@@ -29,14 +30,17 @@ from modelharbor.schema.subscription import (
     jobs,
     model_events,
     models_changed,
+    upload_progress,
 )
 from modelharbor.streams.jobs import JobProgress, Jobs
 from modelharbor.streams.models import ModelEvents, ModelsChanged, ModelsChangedFollower
+from modelharbor.streams.uploads import UploadProgress, VersionUploads
 from tests.asking import Asker
 from tests.documents import (
     insert_actor,
     insert_job,
     insert_model,
+    insert_upload,
     insert_version,
     row_of,
     viewer_of,
@@ -80,6 +84,36 @@ def test_many_jobs() -> None:
     assert source.filter.data == {"created_by_id": NUMBER}
     assert source.stream != found.source.stream
     assert source == jobs(by_somebody).source
+
+
+def test_some_uploads_or_those_of_a_version() -> None:
+    ids = [global_id("Upload", each) for each in (OTHER, NUMBER, OTHER)]
+    found = upload_progress(ids, None, AFTER, max_rate_hz=0.5)
+    assert found.source == UploadProgress((NUMBER, OTHER))
+    assert (found.after, found.rate) == ("somewhere", 0.5)
+    version = upload_progress(version_id=global_id("ModelVersion", NUMBER))
+    assert (version.source, version.after, version.rate) == (VersionUploads(NUMBER), None, 5)
+    assert version.source.stream != found.source.stream
+
+
+def test_uploads_that_are_refused() -> None:
+    upload, version = global_id("Upload", NUMBER), global_id("ModelVersion", NUMBER)
+    many = [global_id("Upload", ObjectId()) for _ in range(101)]
+    for given, within in ((None, None), ([upload], version)):
+        with pytest.raises(BadUserInput, match="one of them"):
+            upload_progress(given, within)
+    for ids in ([], many):
+        with pytest.raises(BadUserInput, match="it takes 1 to 100"):
+            upload_progress(ids)
+    assert len(upload_progress(many[:100]).source.topics) == 200
+    with pytest.raises(BadUserInput, match="maxRateHz"):
+        upload_progress([upload], max_rate_hz=0)
+    for bad in ("garbage", "", version, global_id("Model", NUMBER)):
+        with pytest.raises(NotFound, match="no such upload"):
+            upload_progress([upload, strawberry.ID(bad)])
+    for bad in ("garbage", "", upload):
+        with pytest.raises(NotFound, match="no such version"):
+            upload_progress(version_id=strawberry.ID(bad))
 
 
 def test_events_of_models() -> None:
@@ -130,6 +164,7 @@ async def shown(ask: Asker, viewer: Viewer, field: str, document: str, row: Row)
             viewer=viewer,
             links=DownloadLinks(b"k" * 32, "http://test"),
             settings=asked.settings,
+            storage=ask.storage,
             request_id="test",
         )
         told = {**row, "stream": "s", "position": f"{1_700_000_000:08x}{2:016x}", "sequence": 3}
@@ -164,6 +199,29 @@ async def test_an_event_of_a_job(ask: Asker, database: Database) -> None:
     now = datetime.fromtimestamp(1_700_000_000, UTC)
     place = decode("s", event["cursor"], now=now, days=1)
     assert place == (f"{1_700_000_000:08x}{2:016x}", 3)
+
+
+async def test_an_event_of_an_upload(ask: Asker, database: Database) -> None:
+    alice = await insert_actor("alice")
+    model = await insert_model(alice, "m", visibility=Visibility.PRIVATE)
+    version = await insert_version(database, model, {}, status=VersionStatus.UPLOADING)
+    upload = await insert_upload(alice, model, version, "a", received_bytes=25)
+    row = {name: value for name, value in row_of(upload).items() if name not in HIDDEN}
+    [event] = await shown(
+        ask,
+        viewer_of(alice),
+        "upload_progress",
+        f'subscription {{ uploadProgress(ids: ["{global_id("Upload", upload.id)}"]) {{ cursor upload {{ id state percent url version {{ number model {{ name }} }} createdBy {{ login }} }} }} }}',
+        {"upload": {**row, "state": "UPLOADING"}},
+    )
+    assert event["upload"] == {
+        "id": global_id("Upload", upload.id),
+        "state": "UPLOADING",
+        "percent": 25.0,
+        "url": f"http://test/uploads/{upload.id}",
+        "version": {"number": 1, "model": {"name": "m"}},
+        "createdBy": {"login": "alice"},
+    }
 
 
 EVENT = """
@@ -231,6 +289,7 @@ async def test_a_change_of_a_list(ask: Asker, database: Database) -> None:
         viewer=ANONYMOUS,
         links=DownloadLinks(b"k" * 32, "http://test"),
         settings=ask.settings,
+        storage=ask.storage,
         request_id="test",
     )
     await follower.begin(context, "0" * 24)

@@ -21,7 +21,7 @@ from modelharbor.events.changes import Change, What
 from modelharbor.jobs.put import put_job
 from modelharbor.jobs.states import HIDDEN, change_state
 from modelharbor.resolvers.jobs import cancel_job, retry_job
-from modelharbor.streams import jobs as streams
+from modelharbor.streams import many
 from modelharbor.streams.base import Happening
 from modelharbor.streams.jobs import JobProgress, Jobs, laid_over
 from tests.documents import START, insert_actor, insert_job, row_of, viewer_of
@@ -304,7 +304,7 @@ async def test_progress_that_was_read_just_now_is_told(watch: Watching) -> None:
 async def test_a_follower_of_many_keeps_few(
     watch: Watching, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(streams, "MOST_KNOWN", 3)
+    monkeypatch.setattr(many, "MOST_KNOWN", 3)
     alice = await insert_actor("alice")
     rows = [row_of(await insert_job(alice)) for _ in range(6)]
     follower, reads = Jobs(EVERYTHING).follow(), watch.reads(viewer_of(alice))

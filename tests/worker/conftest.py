@@ -15,6 +15,7 @@ from modelharbor.cache.client import connect_cache
 from modelharbor.db.base import Row
 from modelharbor.db.connection import Database
 from modelharbor.db.jobs import JobKind
+from modelharbor.inspection.fence import open_fence
 from modelharbor.jobs.put import put_job
 from modelharbor.jobs.waking import listening
 from modelharbor.settings import Settings
@@ -79,13 +80,14 @@ class Hall:
             cache = await stack.enter_async_context(connect_cache(settings))
             storage = await stack.enter_async_context(open_storage(settings))
             processes = await stack.enter_async_context(open_processes(1))
+            fence = await stack.enter_async_context(open_fence(settings))
             waking = await stack.enter_async_context(listening(cache))
             specs = {
                 kind: each if isinstance(each, HandlerSpec) else HandlerSpec(each, at_once=100)
                 for kind, each in handlers.items()
             }
             worker = Worker(
-                Shared(self.database, settings, storage, cache, processes),
+                Shared(self.database, settings, storage, cache, processes, fence),
                 specs,
                 concurrency,
                 waking,

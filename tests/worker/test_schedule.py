@@ -29,8 +29,26 @@ def test_a_slot_is_the_latest_that_is_due(now: str, slot: str) -> None:
 
 
 def test_what_is_put_by_the_clock() -> None:
-    assert [(each.kind, each.every) for each in SCHEDULE] == [
-        (JobKind.GARBAGE_COLLECT, timedelta(days=1))
+    assert [(each.kind, each.every, each.input) for each in SCHEDULE] == [
+        (JobKind.GARBAGE_COLLECT, timedelta(days=1), {}),
+        (JobKind.EXPIRE_UPLOADS, timedelta(minutes=10), {"sweep": False}),
+        (JobKind.EXPIRE_UPLOADS, timedelta(days=1), {}),
+        (JobKind.VERIFY_BLOBS, timedelta(days=7), {}),
+    ]
+
+
+@pytest.mark.anyio
+async def test_slots_of_one_kind_are_apart(database: Database) -> None:
+    clock = Clock(SCHEDULE, {JobKind.EXPIRE_UPLOADS})
+    night = datetime(2026, 3, 2, 4, tzinfo=UTC)
+    for minutes in (4, 5, 9, 10, 11):
+        await clock.put_due(database, night + timedelta(minutes=minutes))
+    rows = await database.find("jobs", {}, sort={"_id": 1})
+    assert [(row["idempotency_key"], row["input"]) for row in rows] == [
+        ("EXPIRE_UPLOADS@2026-03-02T04:00:00Z", {"sweep": False}),
+        ("EXPIRE_UPLOADS@2026-03-01T04:05:00Z", {}),
+        ("EXPIRE_UPLOADS@2026-03-02T04:05:00Z", {}),
+        ("EXPIRE_UPLOADS@2026-03-02T04:10:00Z", {"sweep": False}),
     ]
 
 

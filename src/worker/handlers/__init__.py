@@ -6,9 +6,13 @@ from typing import Final
 from modelharbor.db.jobs import JobKind
 from modelharbor.worker.tools import HandlerSpec
 
+from .expire_uploads import sweep_uploads
+from .finalize_version import finalize_version
 from .garbage_collect import collect_garbage
 from .import_model import import_model
 from .reindex import reindex_models
+from .verify_blobs import compare_contents
+from .verify_file import verify_file
 
 HANDLERS: Final[Mapping[JobKind, HandlerSpec]] = {
     JobKind.IMPORT_MODEL: HandlerSpec(
@@ -16,4 +20,10 @@ HANDLERS: Final[Mapping[JobKind, HandlerSpec]] = {
     ),  # each reads and writes 8 files at once
     JobKind.REINDEX: HandlerSpec(reindex_models, at_once=1),
     JobKind.GARBAGE_COLLECT: HandlerSpec(collect_garbage, at_once=1),
+    JobKind.EXPIRE_UPLOADS: HandlerSpec(sweep_uploads, at_once=1),
+    JobKind.VERIFY_BLOBS: HandlerSpec(compare_contents, at_once=1),
+    JobKind.VERIFY_FILE: HandlerSpec(verify_file, at_once=4),
+    JobKind.FINALIZE_VERSION: HandlerSpec(
+        finalize_version, at_once=2
+    ),  # the largest hold 100,000 files in memory
 }

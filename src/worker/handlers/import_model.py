@@ -7,19 +7,32 @@ from typing import Final
 from pymongo.asynchronous.client_session import AsyncClientSession
 
 from modelharbor.db.base import Row
+from modelharbor.db.jobs import Level
 from modelharbor.errors import Unavailable
-from modelharbor.resolvers.imports import (
-    ImportResult,
-    Phase,
-    Progress,
-    allowed_folder,
-    import_folder,
-)
+from modelharbor.resolvers.folders import allowed_folder
+from modelharbor.resolvers.imports import ImportResult, Phase, Progress, import_folder
 from modelharbor.resolvers.jobs import model_subject
 from modelharbor.schema.nodes import global_id
 from modelharbor.worker.tools import Tools
 
-STEPS: Final = {Phase.HASHING: "hash", Phase.STORING: "store", Phase.PUBLISHING: "publish"}
+STEPS: Final = {
+    Phase.HASHING: "hash",
+    Phase.STORING: "store",
+    Phase.INSPECTING: "inspect",
+    Phase.PUBLISHING: "publish",
+}
+DOING: Final = {
+    Phase.HASHING: "Reading",
+    Phase.STORING: "Storing",
+    Phase.INSPECTING: "Inspecting",
+}
+
+
+PRECEDING: Final[dict[Phase, tuple[Phase, ...]]] = {
+    Phase.HASHING: (),
+    Phase.STORING: (Phase.HASHING,),
+    Phase.INSPECTING: (Phase.HASHING, Phase.STORING),
+}
 
 
 async def import_model(job: Row, tools: Tools) -> Row:
@@ -33,18 +46,21 @@ async def import_model(job: Row, tools: Tools) -> Row:
     root, folder = await asyncio.to_thread(
         allowed_folder, tools.settings, given["source"], given["folder"]
     )
-    hashing = storing = 0  # bytes of each phase, as far as they are known
+    totals: dict[Phase, int] = {}  # bytes of each phase, as far as they are known
 
     def report(progress: Progress) -> None:
-        """What is stored was hashed before, and is as much at most: so the sum only grows."""
-        nonlocal hashing, storing
+        """What is stored and inspected was hashed before, and is as much at most: so the sum only
+        grows."""
         if progress.phase is Phase.HASHING:
-            hashing = storing = progress.total
-            done, doing = progress.done, "Reading"
-        else:
-            storing = progress.total
-            done, doing = hashing + progress.done, "Storing"
-        tools.report(done, hashing + storing, unit="bytes", message=f"{doing} {progress.path}")
+            totals.update(dict.fromkeys(DOING, progress.total))
+        totals[progress.phase] = progress.total
+        before = sum(totals[each] for each in PRECEDING[progress.phase])
+        tools.report(
+            before + progress.done,
+            sum(totals.values()),
+            unit="bytes",
+            message=f"{DOING[progress.phase]} {progress.path}",
+        )
 
     def phase(phase: Phase) -> AbstractAsyncContextManager[None]:
         return tools.step(STEPS[phase])
@@ -52,6 +68,7 @@ async def import_model(job: Row, tools: Tools) -> Row:
     result = await import_folder(
         tools.database,
         tools.storage,
+        tools.fence,
         viewer,
         folder,
         given["owner"],
@@ -63,6 +80,8 @@ async def import_model(job: Row, tools: Tools) -> Row:
     )
     for note in result.notes:
         tools.log(note)
+    for each in result.troubled:
+        tools.log(str(each), Level.WARNING)
 
     async def name_subject(session: AsyncClientSession) -> None:
         await tools.database.data["jobs"].update_one(
@@ -72,7 +91,7 @@ async def import_model(job: Row, tools: Tools) -> Row:
         )
 
     await tools.database.transaction(name_subject)
-    tools.report(hashing + storing, hashing + storing)
+    tools.report(sum(totals.values()), sum(totals.values()))
     return _told(result)
 
 
@@ -82,6 +101,8 @@ def _told(result: ImportResult) -> Row:
         "versionId": str(global_id("ModelVersion", result.version_id)),
         "number": result.number,
         "digest": result.digest,
+        "status": result.status.value,
+        "statusReason": result.status_reason,
         "isNew": result.is_new,
         "files": result.files,
         "sizeBytes": result.size_bytes,

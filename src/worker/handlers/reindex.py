@@ -23,7 +23,7 @@ from modelharbor.db.models import ModelState, trending_score
 from modelharbor.db.versions import VersionStatus
 from modelharbor.errors import ErrorCode, Refused
 from modelharbor.resolvers.access import full_name
-from modelharbor.resolvers.versions import PUBLISHED
+from modelharbor.resolvers.settling import PUBLISHED
 from modelharbor.worker.tools import Tools
 
 from .checkpoints import Checkpoint
@@ -36,7 +36,7 @@ READ: Final = dict.fromkeys(
     (
         *("owner_id", "owner_login", "owner_login_lower", "owner_kind", "name", "name_lower"),
         *("formats", "visibility", "state", "principals", "grants", "latest_version_id"),
-        *("aliases", "stats", "created_at"),
+        *("parameters", "aliases", "stats", "created_at"),
     ),
     1,
 )
@@ -156,6 +156,7 @@ class _Found:
 
     versions: set[ObjectId] = field(default_factory=set)
     latest: tuple[int, ObjectId | None] = (0, None)
+    parameters: int | None = None  # of the latest
     files: int = 0
     size_bytes: int = 0
     published: dict[str, int] = field(default_factory=dict)  # contents, with their length
@@ -178,7 +179,7 @@ async def _read_versions(
 ) -> None:
     cursor = database.data["versions"].find(
         {"model_id": {"$in": list(found)}, "status": {"$ne": VersionStatus.DELETED.value}},
-        {"model_id": 1, "number": 1, "status": 1},
+        {"model_id": 1, "number": 1, "status": 1, "parameters": 1},
         session=session,
         max_time_ms=database.query_timeout_ms,
     )
@@ -186,8 +187,10 @@ async def _read_versions(
     async for version in cursor:
         of_model = found[version["model_id"]]
         of_model.versions.add(version["_id"])
-        if version["status"] == VersionStatus.READY.value:
-            of_model.latest = max(of_model.latest, (version["number"], version["_id"]))
+        is_ready = version["status"] == VersionStatus.READY.value
+        if is_ready and version["number"] > of_model.latest[0]:
+            of_model.latest = (version["number"], version["_id"])
+            of_model.parameters = version.get("parameters")
         waiting[version["status"] in PUBLISHED].append(version["_id"])
     for is_published, ids in waiting.items():
         for start in range(0, len(ids), VERSIONS_AT_ONCE):
@@ -267,6 +270,7 @@ def _derived(
         ),
         "latest_version_id": latest,
         "formats": [] if latest is None else formats.get(latest, []),
+        "parameters": found.parameters or 0,
         "principals": model_principals(model),
         "name_lower": model["name"].lower() + (f"#{model['_id']}" if is_deleted else ""),
     }

@@ -1,6 +1,6 @@
 """Jobs of the real kinds, run to their end by a worker of the test."""
 
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -8,9 +8,12 @@ import pytest
 
 from modelharbor.db.base import Row
 from modelharbor.db.jobs import JobKind
+from modelharbor.storage.blobs import open_storage
 from modelharbor.worker.handlers import HANDLERS
 from modelharbor.worker.tools import Handler, HandlerSpec
+from tests.documents import insert_actor
 from tests.worker.conftest import Hall
+from tests.worker.handlers.docks import Dock
 
 
 class Yard:
@@ -44,3 +47,11 @@ class Yard:
 @pytest.fixture
 def yard(hall: Hall, tmp_path: Path) -> Yard:
     return Yard(hall, import_roots={"disk": tmp_path / "disk"})
+
+
+@pytest.fixture
+async def dock(yard: Yard) -> AsyncIterator[Dock]:
+    async with open_storage(yard.settings) as storage:
+        dock = Dock(yard, storage, await insert_actor("ada"))
+        await dock.open()
+        yield dock

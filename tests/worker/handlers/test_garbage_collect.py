@@ -22,11 +22,12 @@ from modelharbor.db.models import Visibility
 from modelharbor.db.tokens import Permission, TokenDocument
 from modelharbor.errors import ErrorCode
 from modelharbor.events.position import position_of
+from modelharbor.inspection.fence import open_fence
 from modelharbor.resolvers.imports import ImportResult, import_folder
 from modelharbor.resolvers.jobs import cancel_job, start_collection
 from modelharbor.resolvers.likes import like_model
 from modelharbor.resolvers.models import delete_model, restore_model
-from modelharbor.storage.blobs import BlobStore, open_storage
+from modelharbor.storage.blobs import BlobStore, digest_key, open_storage
 from modelharbor.worker.handlers import garbage_collect
 from modelharbor.worker.handlers.garbage_collect import collect_garbage
 from modelharbor.worker.tools import Tools
@@ -73,17 +74,19 @@ async def imported(
     folder.mkdir(parents=True, exist_ok=True)
     for path, contents in files.items():
         (folder / path).write_bytes(contents)
-    return await import_folder(
-        yard.database,
-        storage,
-        viewer,
-        folder,
-        "ada",
-        name,
-        visibility=Visibility.PUBLIC,
-        max_card_bytes=1000,
-        report=lambda progress: None,
-    )
+    async with open_fence(yard.settings) as fence:
+        return await import_folder(
+            yard.database,
+            storage,
+            fence,
+            viewer,
+            folder,
+            "ada",
+            name,
+            visibility=Visibility.PUBLIC,
+            max_card_bytes=1000,
+            report=lambda progress: None,
+        )
 
 
 async def aged(yard: Yard, model_id: ObjectId, days: float = 31) -> None:
@@ -99,6 +102,23 @@ async def test_nothing_is_garbage(
     before = await rest(yard)
     assert await collected(yard) == NOTHING
     assert await rest(yard) == before
+
+
+async def test_contents_go_from_where_they_arrived(yard: Yard, storage: BlobStore) -> None:
+    for number, references in enumerate((0, 1)):
+        async with storage.incoming.writer(f"incoming/{number}/1", 0) as writer:
+            await writer.write(b"contents")
+            await writer.flush()
+        await BlobDocument(
+            sha256=f"{number:064}",
+            key=f"incoming/{number}/1",
+            size_bytes=8,
+            references=references,
+            created_at=ago(2),
+        ).insert()
+    assert await collected(yard) == NOTHING | {"blobs": 1, "bytes": 8}
+    assert [left.key async for left in storage.incoming.listed()] == ["incoming/1/1"]
+    assert await yard.database.count("blobs", {}) == 1
 
 
 async def fill(yard: Yard) -> dict[str, list[ObjectId]]:
@@ -351,7 +371,7 @@ async def test_deleted_models_go_with_all_that_is_theirs(
     await database.data["blobs"].update_many({}, {"$set": {"seen_at": ago(2)}})
     assert await collected(yard) == NOTHING | {"blobs": 5, "bytes": 3 + 4 + 6}
     for digest, count in expected.items():
-        assert await storage.exists(digest) == (count > 0)
+        assert await storage.exists(digest_key(digest)) == (count > 0)
 
 
 async def test_a_model_that_is_going_is_not_restored(

@@ -12,7 +12,7 @@ from modelharbor.db.base import Row
 from modelharbor.db.jobs import JobKind
 from modelharbor.db.tokens import Permission
 from modelharbor.resolvers.jobs import cancel_job, start_import
-from modelharbor.resolvers.versions import files_digest
+from modelharbor.resolvers.settling import files_digest
 from modelharbor.schema.nodes import global_id
 from modelharbor.worker.handlers.import_model import import_model
 from modelharbor.worker.reports import Reports
@@ -62,6 +62,8 @@ async def test_a_folder_becomes_a_version(yard: Yard, ada: ActorDocument) -> Non
         "versionId": global_id("ModelVersion", version["_id"]),
         "number": 1,
         "digest": files_digest(contents),
+        "status": "READY",
+        "statusReason": None,
         "isNew": True,
         "files": 3,
         "sizeBytes": SIZE,
@@ -70,12 +72,13 @@ async def test_a_folder_becomes_a_version(yard: Yard, ada: ActorDocument) -> Non
     }
     assert job["subject"] == {"type": "Model", "id": model["_id"]}
     assert [(step["name"], step["state"]) for step in job["steps"]] == [
-        *(("hash", "SUCCEEDED"), ("store", "SUCCEEDED"), ("publish", "SUCCEEDED"))
+        *(("hash", "SUCCEEDED"), ("store", "SUCCEEDED")),
+        *(("inspect", "SUCCEEDED"), ("publish", "SUCCEEDED")),
     ]
     progress = job["progress"]
     assert (progress["current"], progress["total"], progress["unit"]) == (
-        2 * SIZE,
-        2 * SIZE,
+        3 * SIZE,
+        3 * SIZE,
         "bytes",
     )
     last = await yard.database.data["events"].find_one({"job_id": job["_id"]}, sort=[("_id", -1)])
@@ -88,7 +91,7 @@ async def test_the_same_again_adds_nothing(yard: Yard, ada: ActorDocument) -> No
     job = await yard.run(await start(yard, viewer_of(ada)))
     assert job["result"] == first | {"isNew": False, "storedBytes": 0}
     assert [step["name"] for step in job["steps"]] == ["hash"]
-    assert (job["progress"]["current"], job["progress"]["total"]) == (2 * SIZE, 2 * SIZE)
+    assert (job["progress"]["current"], job["progress"]["total"]) == (3 * SIZE, 3 * SIZE)
 
 
 async def test_progress_only_grows(
@@ -112,9 +115,11 @@ async def test_progress_only_grows(
     done = [current for current, _, _ in seen]
     assert done == sorted(done)
     assert all(total is not None and current <= total for current, total, _ in seen)
-    everything = 2 * SIZE + len(CONTENTS["b.bin"])
+    everything = 3 * SIZE + len(CONTENTS["b.bin"])
     assert seen[-1][:2] == (everything, everything)
-    assert {str(message).partition(" ")[0] for _, _, message in seen[:-1]} == {"Reading", "Storing"}
+    assert {str(message).partition(" ")[0] for _, _, message in seen[:-1]} == {
+        *("Reading", "Storing", "Inspecting")
+    }
 
 
 async def test_a_note_goes_to_the_log(yard: Yard, ada: ActorDocument, folder: Path) -> None:
@@ -123,6 +128,20 @@ async def test_a_note_goes_to_the_log(yard: Yard, ada: ActorDocument, folder: Pa
     note = "README.md is not UTF-8 text, or too long: it became no card."
     assert (await yard.result(job))["notes"] == [note]
     assert await yard.log(job) == [("INFO", note)]
+
+
+async def test_a_file_that_is_unsafe_is_named_in_the_log(
+    yard: Yard, ada: ActorDocument, folder: Path
+) -> None:
+    (folder / "evil.pkl").write_bytes(b"cos\nsystem\n(S'true'\ntR.")
+    job = await start(yard, viewer_of(ada))
+    result = await yard.result(job)
+    assert (result["status"], result["statusReason"]) == (
+        "QUARANTINED",
+        "1 file is not known to be harmless: evil.pkl (UNSAFE).",
+    )
+    [(level, line)] = await yard.log(job)
+    assert (level, line.partition(" Loading")[0]) == ("WARNING", "evil.pkl: UNSAFE")
 
 
 async def test_a_folder_that_now_leads_out_is_refused(
@@ -192,7 +211,7 @@ async def test_the_scopes_are_those_of_then(yard: Yard, ada: ActorDocument) -> N
     await nothing_was_made(yard)
 
 
-@pytest.mark.parametrize("where", ["Reading", "Storing"])
+@pytest.mark.parametrize("where", ["Reading", "Storing", "Inspecting"])
 async def test_it_is_cancelled_at_a_report(
     where: str, yard: Yard, ada: ActorDocument, monkeypatch: pytest.MonkeyPatch
 ) -> None:

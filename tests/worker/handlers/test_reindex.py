@@ -13,6 +13,7 @@ from modelharbor.db.base import Row
 from modelharbor.db.connection import Database
 from modelharbor.db.jobs import JobKind
 from modelharbor.db.models import Visibility
+from modelharbor.inspection.fence import open_fence
 from modelharbor.resolvers.imports import import_folder
 from modelharbor.resolvers.jobs import start_reindex
 from modelharbor.resolvers.models import delete_model, update_model
@@ -32,6 +33,7 @@ BROKEN: Row = {
     "stats.trending_score": 1.5,
     "latest_version_id": ObjectId(),
     "formats": ["GGUF"],
+    "parameters": 95,
     "principals": ["actor:nobody"],
     "name_lower": "other",
     "owner_login": "Else",
@@ -52,10 +54,12 @@ class Registry:
         folder.mkdir()
         for path, contents in files.items():
             (folder / path).write_bytes(contents)
-        async with open_storage(self.yard.settings) as storage:
+        settings = self.yard.settings
+        async with open_storage(settings) as storage, open_fence(settings) as fence:
             result = await import_folder(
                 self.database,
                 storage,
+                fence,
                 self.viewer,
                 folder,
                 "Ada",

@@ -1,0 +1,109 @@
+"""Bars of files that move: some of them, and all together."""
+
+import sys
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import Final
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    TaskID,
+    TextColumn,
+    TimeRemainingColumn,
+    TransferSpeedColumn,
+)
+from rich.progress import Progress as Bars
+
+from modelharbor.client import LocalFile, Progress, Step
+
+MOST_BARS: Final = 6  # of files
+NAME_WIDTH: Final = 32
+SAME_SECONDS: Final = 0.05  # between two drawings of one bar
+WORDS: Final = {Step.HASHING: "reading", Step.VERIFYING: "checked by the server"}
+
+
+class Board:
+    """Takes every Progress of a transfer, and shows a handful of bars."""
+
+    def __init__(self, bars: Bars, verb: str, files: int | None, size_bytes: int | None) -> None:
+        self.bars = bars
+        self._all = bars.add_task(verb, total=size_bytes, start=True)
+        self._verb, self._files = verb, files
+        self._ended = 0
+        self._tasks: dict[str, TaskID] = {}
+        self._done: dict[str, int] = {}  # of files under way
+        self._sum = 0
+        self._drawn: dict[str, float] = {}
+        self._name()
+
+    def report(self, now: Progress) -> None:
+        if now.step is Step.DONE:
+            self._end(now)
+            return
+        if now.step is not Step.HASHING:
+            self._sum += now.done - self._done.get(now.path, 0)
+            self._done[now.path] = now.done
+        moment = time.monotonic()
+        if moment - self._drawn.get(now.path, 0.0) < SAME_SECONDS:
+            return
+        self._drawn[now.path] = moment
+        task = self._tasks.get(now.path)
+        if task is None:
+            if len(self._tasks) >= MOST_BARS:
+                self.bars.update(self._all, completed=self._sum)
+                return
+            task = self._tasks[now.path] = self.bars.add_task(_short(now.path), total=now.total)
+        word = WORDS.get(now.step)
+        name = _short(now.path) + (f" ({word})" if word else "")
+        self.bars.update(task, completed=now.done, total=now.total, description=name)
+        self.bars.update(self._all, completed=self._sum)
+
+    def skip(self, files: Iterable[LocalFile]) -> None:
+        """These are there already."""
+        for file in files:
+            self._end(Progress(file.path, Step.DONE, file.size_bytes, file.size_bytes))
+
+    def end(self) -> None:
+        """Nothing moves any more."""
+        for task in (*self._tasks.values(), self._all):
+            self.bars.remove_task(task)
+
+    def _end(self, now: Progress) -> None:
+        self._sum += now.total - self._done.pop(now.path, 0)
+        self._drawn.pop(now.path, None)
+        self._ended += 1
+        task = self._tasks.pop(now.path, None)
+        if task is not None:
+            self.bars.remove_task(task)
+        self._name()
+        self.bars.update(self._all, completed=self._sum)
+
+    def _name(self) -> None:
+        of = "" if self._files is None else f" of {self._files:,}"
+        text = f"{self._verb} {self._ended:,}{of}"
+        self.bars.update(self._all, description=text)
+
+
+def _short(path: str) -> str:
+    """Its end says more than its beginning."""
+    shown = path if len(path) <= NAME_WIDTH else "…" + path[1 - NAME_WIDTH :]
+    return escape(shown)
+
+
+@contextmanager
+def shown_bars(*, hidden: bool) -> Iterator[Bars]:
+    with Bars(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        DownloadColumn(),
+        TransferSpeedColumn(),
+        TimeRemainingColumn(),
+        console=Console(stderr=True),
+        transient=True,
+        disable=hidden or not sys.stderr.isatty(),
+    ) as bars:
+        yield bars
