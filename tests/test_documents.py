@@ -94,6 +94,7 @@ def test_the_example_of_an_environment_holds_every_setting_with_its_default() ->
 def test_named_variables_are_settings(path: Path) -> None:
     known = {f"MODELHARBOR_{name.upper()}" for name in Settings.model_fields}
     known.add("MODELHARBOR_SCREENSHOTS")  # of the browser tests
+    known |= {"MODELHARBOR_URL", "MODELHARBOR_TOKEN"}  # of `push` and `pull`
     named = set(re.findall(r"MODELHARBOR_[A-Z_]*[A-Z]", path.read_text()))
     assert named - known == set()
 

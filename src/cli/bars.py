@@ -20,6 +20,8 @@ from rich.progress import Progress as Bars
 
 from modelharbor.client import LocalFile, Progress, Step
 
+from .remote import plainly
+
 MOST_BARS: Final = 6  # of files
 NAME_WIDTH: Final = 32
 SAME_SECONDS: Final = 0.05  # between two drawings of one bar
@@ -91,7 +93,7 @@ class Board:
 def _short(path: str) -> str:
     """Its end says more than its beginning."""
     shown = path if len(path) <= NAME_WIDTH else "…" + path[1 - NAME_WIDTH :]
-    return escape(shown)
+    return escape(plainly(shown))
 
 
 @contextmanager

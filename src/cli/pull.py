@@ -1,12 +1,13 @@
 """`pull`."""
 
+import re
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from modelharbor.client import Client, Transferred, Version
+from modelharbor.client import Client, ClientError, Transferred, Version, model_name
 
 from .bars import Board, shown_bars
 from .remote import (
@@ -16,6 +17,7 @@ from .remote import (
     Token,
     Url,
     counted,
+    fail,
     show_result,
     with_client,
 )
@@ -51,9 +53,14 @@ def pull(
     nothing outside of the folder is written.
     """
 
+    try:
+        _, name = model_name(re.split("[@:]", reference, maxsplit=1)[0])
+    except ClientError as error:
+        fail(error)
+
     async def work(client: Client) -> tuple[Version, Path, Transferred]:
         version = await client.resolve(reference)
-        where = folder or Path(version.model.rpartition("/")[2])
+        where = folder or Path(name)
         with shown_bars(hidden=quiet or as_json) as bars:
             known = not include
             board = Board(

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.markup import escape
 from rich.progress import Progress as Bars
 
 from modelharbor.client import (
@@ -32,6 +33,7 @@ from .remote import (
     Url,
     counted,
     fail,
+    plainly,
     show_result,
     with_client,
 )
@@ -135,7 +137,9 @@ async def _publish(client: Client, pushed: Pushed, aliases: Sequence[str], bars:
     async with aclosing(client.follow(pushed.version.id, job_id)) as steps:
         async for last in steps:
             words = last.message or last.status.lower()
-            bars.update(task, description=words, completed=last.current, total=last.total)
+            bars.update(
+                task, description=escape(plainly(words)), completed=last.current, total=last.total
+            )
     pushed.status, pushed.reason = last.status, last.message
     if pushed.status != "READY":
         pushed.findings = await client.findings(pushed.version.id)
@@ -172,9 +176,10 @@ def _show(pushed: Pushed, *, as_json: bool, quiet: bool) -> None:
         return
     if not as_json:
         for finding in pushed.findings[:MOST_FINDINGS]:
-            tell(f"{finding.verdict}  {finding.path}  {finding.rule}  {finding.detail}".rstrip())
+            line = f"{finding.verdict}  {finding.path}  {finding.rule}  {finding.detail}"
+            tell(plainly(line).rstrip())
         if len(pushed.findings) > MOST_FINDINGS:
             tell(f"These are the first {MOST_FINDINGS} of {len(pushed.findings):,}.")
     reason = f": {pushed.reason}" if pushed.reason else "."
     code = QUARANTINED if pushed.status == "QUARANTINED" else FAILED
-    end(f"{version.reference} is {pushed.status}{reason}", code)
+    end(plainly(f"{version.reference} is {pushed.status}{reason}"), code)

@@ -135,7 +135,7 @@ def with_client(
 
 def fail(error: ClientError) -> NoReturn:
     """In one line."""
-    end(error.message, NOT_REACHABLE if isinstance(error, Unreachable) else 1)
+    end(plainly(error.message), NOT_REACHABLE if isinstance(error, Unreachable) else 1)
 
 
 def show_result(result: dict[str, Any], *, as_json: bool, quiet: bool, lines: list[str]) -> None:
@@ -143,8 +143,13 @@ def show_result(result: dict[str, Any], *, as_json: bool, quiet: bool, lines: li
         typer.echo(orjson.dumps(result, option=orjson.OPT_INDENT_2).decode())
     elif not quiet:
         for line in lines:
-            typer.echo(line)
+            typer.echo(plainly(line))
 
 
 def counted(count: int, name: str) -> str:
     return f"{count:,} {name if count == 1 else name + 's'}"
+
+
+def plainly(text: str) -> str:
+    """What another machine says, without what terminals take for commands."""
+    return "".join(each if each.isprintable() else "\N{REPLACEMENT CHARACTER}" for each in text)

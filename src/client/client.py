@@ -360,10 +360,8 @@ def base_url(url: str) -> str:
 def model_name(reference: str) -> tuple[str, str]:
     """Of `owner/name`. ClientError: it is something else."""
     owner, slash, name = reference.partition("/")
-    if not owner or not slash or not name or set(name) & set("/:@"):
-        raise ClientError(
-            "Name the model alone, as owner/name, without a version or alias.", "BAD_INPUT"
-        )
+    if not owner or not slash or name in ("", ".", "..") or set(name) & set("/:@"):
+        raise ClientError("A model is named as owner/name.", "BAD_INPUT")
     return owner, name
 
 

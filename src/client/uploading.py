@@ -8,7 +8,7 @@ asks it how far that had come.
 
 import asyncio
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import aclosing, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 from uuid import uuid4
@@ -180,6 +180,7 @@ class _Uploading:
             await self._send_and_hash(entry)
             if entry.is_ended:
                 return
+            upload = _upload(entry)
         elif upload.state in ON_ITS_WAY and upload.sha256 is None:
             await self._digest(entry)
             upload = await self._complete(entry)
@@ -293,10 +294,11 @@ class _Uploading:
     async def _settle(self) -> None:
         """Every file is there with the hash that it has here; for some a job has to read them first."""
         expected = {_upload(entry).path: entry for entry in self.entries}
-        async for file in self.client.files(self.version_id):
-            entry = expected.pop(file.path, None)
-            if entry is not None:
-                self._check(entry, file.sha256)
+        async with aclosing(self.client.files(self.version_id)) as files:
+            async for file in files:
+                entry = expected.pop(file.path, None)
+                if entry is not None:
+                    self._check(entry, file.sha256)
         waiting = list(expected.values())
         pause = LOOK_SECONDS
         while waiting:

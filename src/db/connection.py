@@ -105,7 +105,10 @@ class Database:
             return await self._transaction(work, seconds)
         until = monotonic() + seconds
         async with self._turn(turn, seconds):
-            return await self._transaction(work, until - monotonic())
+            left = until - monotonic()
+            if left <= 0:
+                raise Unavailable(BUSY)
+            return await self._transaction(work, left)
 
     @asynccontextmanager
     async def _turn(self, turn: Hashable, seconds: float) -> AsyncIterator[None]:

@@ -1,5 +1,6 @@
 """Files of versions, and the contents that they share."""
 
+import unicodedata
 from datetime import datetime
 from enum import Enum
 from typing import Any, Final
@@ -70,6 +71,11 @@ def verdict_of(blob: Row | None) -> ScanVerdict:
 
 def is_damaged(blob: Row) -> bool:
     return not blob["stored"] and blob.get("damaged_at") is not None
+
+
+def path_key(path: str) -> str:
+    """The path without regard to case: equal for two that are one file on some systems."""
+    return unicodedata.normalize("NFC", unicodedata.normalize("NFD", path).casefold())
 
 
 class FileDocument(BaseDocument):

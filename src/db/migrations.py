@@ -8,13 +8,16 @@ from typing import Any
 
 import pymongo
 from bson import ObjectId
+from pymongo import UpdateOne
 from pymongo.errors import DuplicateKeyError
 
 from .base import utc_now
 from .connection import Database
 from .documents import DOCUMENTS
+from .files import path_key
 
 STEP_SECONDS = 3600  # an index over many rows takes longer than any request may
+PATHS_AT_ONCE = 1000
 LEASE = timedelta(seconds=60)  # a process that died while migrating holds the others up no longer
 
 
@@ -117,9 +120,20 @@ async def take_uploads(database: Database) -> None:
     for collection, fields in new.items():
         first = next(iter(fields))
         await database.data[collection].update_many({first: absent}, {"$set": fields})
-    await database.data["files"].update_many(
-        {"path_key": absent}, [{"$set": {"path_key": {"$toLower": "$path"}}}]
-    )
+    files = database.data["files"]
+    # MongoDB lowers only what is ASCII.
+    others = {"path_key": absent, "path": {"$regex": r"[^\x00-\x7f]"}}
+    updates: list[UpdateOne] = []
+    async for row in files.find(others, {"path": 1}):
+        updates.append(
+            UpdateOne({"_id": row["_id"]}, {"$set": {"path_key": path_key(row["path"])}})
+        )
+        if len(updates) == PATHS_AT_ONCE:
+            await files.bulk_write(updates, ordered=False)
+            updates = []
+    if updates:
+        await files.bulk_write(updates, ordered=False)
+    await files.update_many({"path_key": absent}, [{"$set": {"path_key": {"$toLower": "$path"}}}])
 
 
 def _known(array: object) -> dict[str, object]:

@@ -16,7 +16,7 @@ from bson import ObjectId
 from modelharbor.auth.viewer import model_principals
 from modelharbor.db.actors import ActorDocument, ActorKind, MembershipDocument, Role
 from modelharbor.db.base import BaseDocument, Row
-from modelharbor.db.files import BlobDocument, FileDocument, FileFormat, FileRole
+from modelharbor.db.files import BlobDocument, FileDocument, FileFormat, FileRole, path_key
 from modelharbor.db.models import (
     CardDocument,
     LikeDocument,
@@ -29,7 +29,6 @@ from modelharbor.db.models import (
 from modelharbor.db.versions import VersionDocument, VersionStatus
 from modelharbor.inspection.formats import role_of
 from modelharbor.resolvers.cards import render_card
-from modelharbor.resolvers.names import path_key
 from modelharbor.resolvers.settling import files_digest
 
 from .distributions import draw_downloads, draw_files, draw_rank, draw_versions, draw_weights_bytes

@@ -10,8 +10,8 @@ from .results import Inspection, Tensors
 from .scanning import format_of, scan
 from .source import Source
 
-# The others have a parser that reads all of what a loader would believe; without one of them (ONNX
-# is an extra) they are SKIPPED like what nothing here knows.
+# The others have a parser that reads all of what a loader would believe; without one they are
+# SKIPPED, like what nothing here knows.
 _SCANNED: Final = frozenset(
     {
         FileFormat.PYTORCH_PICKLE,

@@ -180,6 +180,7 @@ class Walk:
     imports: dict[tuple[str, str], int] = field(default_factory=dict)  # and where
     hidden: int | None = None  # where it imports what no one can tell by reading
     extension: int | None = None
+    frame: int | None = None  # where a frame ends within something
     called: bool = False  # something that it imported, or may have
     first: int | None = None  # the number, where the first thing is one
     arrays: bool = False  # joblib writes their bytes into the middle of a pickle
@@ -198,7 +199,8 @@ def scan_pickles(source: Source, report: Report, start: int = 0, *, sure: bool =
     while at < source.size:
         walk = walk_pickle(source, at, report)
         too_long = walk.rule == _TooLong.rule
-        if walks and walk.end is None and not (walk.called or legacy or too_long):
+        found = walk.called or walk.frame is not None or legacy or too_long
+        if walks and walk.end is None and not found:
             # It is no pickle; a loader that reads on from here would find nothing to call.
             trailing = at
             break
@@ -222,7 +224,7 @@ def scan_pickles(source: Source, report: Report, start: int = 0, *, sure: bool =
 
 
 def _are_pickles(walks: Sequence[Walk], source: Source) -> bool:
-    if any(walk.called or walk.rule == _TooLong.rule for walk in walks):
+    if any(walk.called or walk.frame is not None or walk.rule == _TooLong.rule for walk in walks):
         return True
     imports = any(
         walk.hidden is not None
@@ -261,6 +263,13 @@ def _tell(walk: Walk, report: Report) -> None:
             "pickle.extension",
             "Loading it imports something that only the loading program knows by number.",
             walk.extension,
+        )
+    if walk.frame is not None:
+        # The unpickler that is written in C then leaves bytes out, the one in Python refuses.
+        report.suspicious(
+            "pickle.frame",
+            "A frame ends within something: readers see different things.",
+            walk.frame,
         )
     if walk.arrays:
         report.suspicious(
@@ -410,6 +419,7 @@ def _walk(window: _Window, walk: Walk, report: Report) -> None:
     known = _OPCODES
     first = True
     name, kept, base = b"", b"", 0
+    frame_end = 0
     try:
         while True:
             walk.at = at
@@ -449,6 +459,8 @@ def _walk(window: _Window, walk: Walk, report: Report) -> None:
                 if length == _LINES:
                     name, at = window.line(at)
 
+            if walk.at < frame_end < at and walk.frame is None:
+                walk.frame = walk.at
             if opcode.to_mark:
                 if opcode.name == "INST":  # some unpicklers import before they look for the mark
                     module, called = (each.decode("utf-8", "replace") for each in (value, name))
@@ -480,6 +492,10 @@ def _walk(window: _Window, walk: Walk, report: Report) -> None:
             if name_of in ("PROTO", "FRAME"):
                 if name_of == "PROTO" and value[0] > 5:
                     raise _Broken("The pickle is of a protocol that does not exist.")
+                if name_of == "FRAME":
+                    if walk.at < frame_end and walk.frame is None:
+                        walk.frame = walk.at
+                    frame_end = at + int.from_bytes(value, "little")
                 continue
             if name_of in _MEMO_READS:
                 known_memo = None if _LOST in memo else memo.get(_key(value, opcode.argument))

@@ -10,13 +10,12 @@ from pymongo.asynchronous.client_session import AsyncClientSession
 
 from modelharbor.db.base import Row, utc_now
 from modelharbor.db.connection import Database
-from modelharbor.db.files import FileFormat, FileRole
+from modelharbor.db.files import FileFormat, FileRole, path_key
 from modelharbor.db.models import ModelState
 from modelharbor.db.versions import MUTABLE, VersionStatus
 from modelharbor.errors import ErrorCode, Refused
 
 from .blobs import refer_to
-from .names import path_key
 
 
 @dataclass(frozen=True, slots=True)

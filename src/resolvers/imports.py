@@ -22,6 +22,7 @@ from modelharbor.db.tokens import Permission
 from modelharbor.db.versions import MUTABLE, VersionStatus
 from modelharbor.errors import ErrorCode, Refused
 from modelharbor.inspection.fence import Fence
+from modelharbor.settings import Settings
 from modelharbor.storage.blobs import BlobStore, ContentChanged
 
 from .access import full_name, may, refuse_unless_active, refuse_without
@@ -33,6 +34,7 @@ from .folders import Found, hashed, open_file, unreadable, walk
 from .inspections import Troubled, inspect_blob, troubled_files, uninspected
 from .models import changed, create_model_in, valid_model_fields
 from .names import valid_alias, valid_card, valid_model_name
+from .quotas import refuse_beyond
 from .settling import files_digest
 from .telling import tell_of_model
 from .versions import create_version_in, publish_version_in, valid_version_fields
@@ -88,6 +90,8 @@ class Target:
     aliases: tuple[str, ...]
     visibility: Visibility | None
     again: bool
+    settings: Settings | None = None
+    """Whose quota it is held to; None: none, as the operator at the command line."""
 
 
 @dataclass(slots=True)
@@ -120,6 +124,7 @@ async def import_folder(
     aliases: Sequence[str] = (),
     visibility: Visibility | None = None,
     again: bool = False,
+    settings: Settings | None = None,
     max_card_bytes: int,
     report: Callable[[Progress], None],
     within: Path | None = None,
@@ -132,6 +137,8 @@ async def import_folder(
     all the same. Contents are stored and inspected first and the version is filled as a DRAFT with
     right counters, so an import that broke off is taken up by the next one of the same folder.
 
+    `settings`: whose quotas it is held to; None: to none, as the operator at the command line.
+
     Refused (`folder`, `owner`, `name`, `aliases`) before anything is written: also where the folder
     is not `within` that one, once links are followed. It goes through each `phase` that it needs. What
     `report` raises ends it.
@@ -143,6 +150,7 @@ async def import_folder(
         aliases=tuple(dict.fromkeys(valid_alias(alias, "aliases") for alias in aliases)),
         visibility=visibility,
         again=again,
+        settings=settings,
     )
     await _refuse_early(database, target)
     async with phase(Phase.HASHING):
@@ -158,6 +166,8 @@ async def import_folder(
     if model is not None and visibility not in (None, Visibility(model["visibility"])):
         readme.notes.append(f"{full_name(model)} is {model['visibility']} and stays so.")
 
+    held = partial(_hold_to_quota, database, target, sum(entry.size_bytes for entry in entries))
+    await database.transaction(held)  # before gigabytes are stored for nothing
     async with phase(Phase.STORING):
         stored_bytes = await _store(database, storage, found, entries, report)
     waiting = await _waiting(database, entries)
@@ -170,7 +180,7 @@ async def import_folder(
         version = await _claim(database, target, digest, readme.card)
         for batch in _batches(entries, FILES_AT_ONCE):
             if version["status"] in FILLED:
-                work = partial(_add, database, version["_id"], batch)
+                work = partial(_add, database, target, version["_id"], batch)
                 version = await database.transaction(work)
         published = await database.transaction(
             partial(_publish, database, target, version["_id"], readme.card),
@@ -492,8 +502,16 @@ async def _claim(database: Database, target: Target, digest: str, card: Card | N
         return await database.transaction(work)  # another made the model meanwhile: now it is found
 
 
+async def _hold_to_quota(
+    database: Database, target: Target, size_bytes: int, session: AsyncClientSession
+) -> None:
+    if target.settings is not None:
+        await refuse_beyond(database, session, target.settings, target.owner, size_bytes)
+
+
 async def _add(
     database: Database,
+    target: Target,
     version_id: ObjectId,
     entries: Sequence[FileEntry],
     session: AsyncClientSession,
@@ -502,7 +520,11 @@ async def _add(
     version = await _version(database, version_id, session)
     if version["status"] not in FILLED:
         return version
-    return await add_files(database, session, version, entries)
+    size_bytes = version["size_bytes"]
+    version = await add_files(database, session, version, entries)
+    if version["size_bytes"] > size_bytes:  # counted by now
+        await _hold_to_quota(database, target, 0, session)
+    return version
 
 
 async def _version(database: Database, version_id: ObjectId, session: AsyncClientSession) -> Row:

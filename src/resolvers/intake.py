@@ -100,8 +100,9 @@ class Holding:
         return sum(int(each["size_bytes"]) for each in self._before) + written
 
     def segments(self, written: int) -> list[Row]:
-        """All segments, the last one with so many bytes."""
-        last = [{"key": self.key, "size_bytes": written}] if written else []
+        """All segments, the last one with so many bytes: also with none, or the next holder would go on
+        in one before it, which another that was taken over may still write."""
+        last = [{"key": self.key, "size_bytes": written}] if written or self._before else []
         return [*self._before, *last]
 
     async def advance(
@@ -370,7 +371,7 @@ class Intake:
         flushed, renewed = writer.size, loop.time()
         try:
             while True:
-                await self._wait(renewed + lease_seconds / RENEWALS)
+                await self._wait(renewed + lease_seconds / RENEWALS, beside)
                 if beside is not None and beside.done():
                     beside.result()
                     beside = None
@@ -389,7 +390,8 @@ class Intake:
                     and (unflushed >= FLUSH_BYTES or (unflushed and is_due))
                     and self._came < self.left
                 ):
-                    flushed, renewed, self._since = writer.size, now, None
+                    flushed, renewed = writer.size, now
+                    self._since = now if self._waiting else None
                     beside = asyncio.create_task(self._flush(writer, holding))
                 elif now >= renewed + lease_seconds / RENEWALS:
                     renewed = now
@@ -411,13 +413,17 @@ class Intake:
                 "The bytes of this request are not those of its checksum; none of them is kept."
             )
 
-    async def _wait(self, until: float) -> None:
-        """For a block, the end, or the time when something is due."""
-        if self._waiting >= BLOCK or self._is_over:
+    async def _wait(self, until: float, beside: "asyncio.Task[None] | None") -> None:
+        """For a block, the end, or the time when something is due: nothing is, before `beside` has ended."""
+        if self._waiting >= BLOCK or self._is_over or (beside is not None and beside.done()):
             return
-        if self._since is not None and self._hash is None:
-            until = min(until, self._since + FLUSH_SECONDS)
         self._arrived.clear()
+        if beside is not None:
+            await self._arrived.wait()
+            return
+        # Once the last byte has come, only the end of the request is waited for.
+        if self._since is not None and self._hash is None and self._came < self.left:
+            until = min(until, self._since + FLUSH_SECONDS)
         with suppress(TimeoutError):
             async with asyncio.timeout_at(until):
                 await self._arrived.wait()

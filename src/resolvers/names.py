@@ -383,8 +383,3 @@ def _refuse_part(path: str, part: str, *where: str) -> None:
             f"A name in the path has {len(part.encode())} bytes: {LONGEST_PART} are allowed.",
             *where,
         )
-
-
-def path_key(path: str) -> str:
-    """The path without regard to case: equal for two that are one file on some systems."""
-    return unicodedata.normalize("NFC", unicodedata.normalize("NFD", path).casefold())

@@ -84,6 +84,33 @@ async def release(
     )
 
 
+async def refuse_beyond(
+    database: Database, session: AsyncClientSession, settings: Settings, owner: Row, size_bytes: int
+) -> None:
+    """QUOTA_EXCEEDED unless so many bytes more, by this transaction, have room: of an import, which
+    reserves nothing. Writes the owner's quota, so that it counts beside uploads."""
+    row: Row | None = await database.data["quotas"].find_one_and_update(
+        {"_id": owner["_id"]},
+        {
+            "$inc": {"changes": 1},
+            "$setOnInsert": {"limit_bytes": None, "reserved_bytes": 0, "open_uploads": 0},
+        },
+        upsert=True,
+        session=session,
+        return_document=ReturnDocument.AFTER,
+    )
+    limit = limit_of(row, settings)
+    if row is None or limit is None:
+        return
+    used = await _used(database, session, owner["_id"], owner["login_lower"])
+    if used["size_bytes"] + row["reserved_bytes"] + size_bytes > limit:
+        raise Refused(
+            ErrorCode.QUOTA_EXCEEDED,
+            f"The quota of {owner['login']} is {limit} bytes: {used['size_bytes']} are used, {row['reserved_bytes']} are reserved by open uploads, {size_bytes} more are needed.",
+            "folder",
+        )
+
+
 def limit_of(quota: Row | None, settings: Settings) -> int | None:
     """Bytes; None: no limit."""
     limit: int | None = quota["limit_bytes"] if quota else None

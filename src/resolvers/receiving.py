@@ -137,7 +137,8 @@ class Receiver:
         if length is not None and length > holding.size - offset:
             await self._let_go(holding)
             raise _too_many(holding.row)
-        intake = Intake(holding.size - offset, checksum)
+        # Of no bytes nothing is written: no object comes of it.
+        intake = Intake(0 if length == 0 else holding.size - offset, checksum)
         writing = asyncio.create_task(self._write(viewer, holding, intake))
         failure: BaseException | None = None
         try:
@@ -214,23 +215,17 @@ class Receiver:
             return await holding.advance(written, state=UploadState.RECEIVED, let_go=True)
         segments = holding.segments(written)
         key = self._storage.incoming.final_key([Segment(**each) for each in segments])
-        if hasher is None or key is None:
-            holding.is_counted = True
-            row = await self._received(holding.row, segments)
-            if row is None:
-                raise await holding.lost()
-            return row
         holding.is_counted = True
+        if hasher is None or key is None:
+            return await self._leave_to_job(holding, segments)
         upload = {**holding.row, "segments": segments}
         arrived = Arrived(upload, hasher.hexdigest(), key, viewer)
         try:
             row = await self._completions.complete(arrived)
         except (Refused, HarborError, PyMongoError) as error:
-            await holding.advance(written, let_go=True)
-            self._keep_hash(holding.row["_id"], holding.size, hasher)
-            if isinstance(error, Refused):
-                raise Conflict(error.message) from error
-            raise
+            # Who asks is told that all bytes are here, and sends nothing more: a job completes it.
+            log.warning("upload.completes_later upload_id=%s reason=%s", holding.row["_id"], error)
+            return await self._leave_to_job(holding, segments)
         if not row["is_open"] and row["error"] is not None:
             await holding.lost()
             raise _failure(row)
@@ -240,15 +235,16 @@ class Receiver:
             await wake(self._cache)
         return row
 
-    async def _received(self, upload: Row, segments: Sequence[Row]) -> Row | None:
-        """RECEIVED, with the job that verifies it; None where it is not `upload` any more."""
+    async def _leave_to_job(self, holding: Holding, segments: Sequence[Row]) -> Row:
+        """RECEIVED, with the job that verifies it."""
 
         async def work(session: AsyncClientSession) -> Row | None:
-            return await self._receive_in(session, upload, segments)
+            return await self._receive_in(session, holding.row, segments)
 
         row = await self._database.transaction(work)
-        if row is not None:
-            await wake(self._cache)
+        if row is None:
+            raise await holding.lost()
+        await wake(self._cache)
         return row
 
     async def _receive_in(
@@ -344,6 +340,7 @@ class Receiver:
                     "$set": {
                         "token": {"$add": ["$token", 1]},
                         "holder": self._name,
+                        "segments": _ended_segments(),
                         **leased(self._settings),
                         **paused,
                     }
@@ -376,11 +373,12 @@ class Receiver:
     async def _held(self, before: Row) -> Holding:
         row = {**before, "token": before["token"] + 1}
         segments: list[Row] = before["segments"]
-        if segments and before["holder"] is None:
+        if segments and segments[-1]["size_bytes"] and before["holder"] is None:
             *earlier, last = segments
             key, at = last["key"], last["size_bytes"]
         else:
-            earlier, key, at = segments, f"{INCOMING}/{row['_id']}/{row['token']}", 0
+            earlier = [segment for segment in segments if segment["size_bytes"]]
+            key, at = f"{INCOMING}/{row['_id']}/{row['token']}", 0
         holding = Holding(self._database, self._settings, row, key=key, at=at, before=earlier)
         if row["part_of"] is not None:
             try:
@@ -611,6 +609,17 @@ class Receiver:
             refusal = refusal_of(part)
             raise refusal or Conflict("This part belongs to the upload by now.")
         await discard(self._storage, [segment["key"] for segment in row["segments"]])
+
+
+def _ended_segments() -> Row:
+    """The segments of an upload that is claimed: in an update pipeline. Where it is taken over, an empty
+    one is the last until bytes have come: whoever is next goes on in none that another may still write."""
+    filled = {"$filter": {"input": "$segments", "cond": {"$gt": ["$$this.size_bytes", 0]}}}
+    number = {"$toString": {"$add": ["$token", 1]}}
+    key = {"$concat": [f"{INCOMING}/", {"$toString": "$_id"}, "/", number]}
+    is_left: Row = {"$or": [{"$eq": ["$holder", None]}, {"$eq": ["$segments", []]}]}
+    empty = {"key": key, "size_bytes": {"$literal": 0}}
+    return {"$cond": [is_left, "$segments", {"$concatArrays": [filled, [empty]]}]}
 
 
 def _unknown() -> NotFound:

@@ -20,6 +20,7 @@ from modelharbor.auth.viewer import Viewer, job_principals
 from modelharbor.db.base import Row, utc_now
 from modelharbor.db.connection import Database
 from modelharbor.db.events import EventKind
+from modelharbor.db.files import path_key
 from modelharbor.db.jobs import ENDED, JobState
 from modelharbor.db.models import ModelState
 from modelharbor.db.tokens import Permission
@@ -45,7 +46,7 @@ from .completing import (
 )
 from .files import insert_files
 from .idempotency import Attempt, create_once
-from .names import bad, path_key, valid_comment, valid_path
+from .names import bad, valid_comment, valid_path
 from .quotas import reserve
 from .telling import tell_of_model, tell_of_upload, tell_of_uploads
 

@@ -144,7 +144,6 @@ describe(
         "CHECKSUM_MISMATCH": "The bytes have another hash than was said.",
         "SIZE_MISMATCH": "The bytes are not as many as was said.",
         "UPLOAD_EXPIRED": "The upload was not finished in time.",
-        "UNSAFE_FILE": "A file is not known to be harmless.",
         "NOT_STORED": "The contents are not stored here, or you may not read them.",
         "TIMEOUT": "Of a job: it took too long.",
         "UNAVAILABLE": "Of a job: something that it needs did not answer.",

@@ -25,6 +25,7 @@ from .chunks import ATTRIBUTES, PARTS_AT_ONCE, ChunkIncoming, part_size
 from .failures import answering, not_whole
 from .folders import FolderIncoming
 from .incoming import INCOMING, Incoming
+from .streams import streamed
 
 PART: Final = 4 * 1024 * 1024  # bytes read and hashed at a time
 SMALL: Final = 64 * 1024  # bytes; hashed where they are, the event loop does not feel it
@@ -119,7 +120,7 @@ class BlobStore:
             found = await obstore.get_async(self._store, key, options={"range": (start, end)})
         if tuple(found.range) != (start, end):
             raise not_whole(key, (start, end), found.range)
-        return aiter(found.stream(READ_AT_ONCE))
+        return streamed(self._store, key, found, READ_AT_ONCE)
 
     async def read_range(self, key: str, start: int, end: int) -> bytes:
         """The bytes from `start` up to `end` (not included), at once: the caller keeps it bounded.

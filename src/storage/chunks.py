@@ -20,6 +20,7 @@ from modelharbor.errors import HarborError
 from .failures import answering, not_whole
 from .incoming import INCOMING, Hash, Incoming, Left, SegmentWriter, segment_key
 from .settling import settled
+from .streams import streamed
 
 CHUNK: Final = 4 * 1024 * 1024  # bytes; of existing segments too, so it stays what it is
 # Chunks of all writers that are put while their next one is being filled; others wait. So many writers
@@ -27,9 +28,10 @@ CHUNK: Final = 4 * 1024 * 1024  # bytes; of existing segments too, so it stays w
 AHEAD: Final = 3
 SMALL: Final = 64 * 1024  # bytes
 SPARE: Final = 12  # rooms for chunks that are kept for the next ones
+PIECE: Final = 1024 * 1024  # bytes of an object that are hashed at a time
 PART: Final = 8 * 1024 * 1024  # bytes of a large object put at a time; S3 refuses less than 5
 MOST_PARTS: Final = 9_000  # of an object; S3 takes 10,000
-PARTS_AT_ONCE: Final = 2  # of an object, which are in memory meanwhile
+PARTS_AT_ONCE: Final = 2  # of a file that is put, which are in memory meanwhile
 LISTED_AT_ONCE: Final = 1_000
 LETTING_GO_SECONDS: Final = 0.05
 # Whatever the contents are, no browser shows them as a page of the store.
@@ -107,11 +109,10 @@ class ChunkIncoming(Incoming):
                     return await self.digest(key, size, report)
             seen = sha256()
             if size <= PART:
-                whole = b"".join([piece async for piece in self._pieces(segments)])
-                seen.update(whole)
-                if report is not None:
-                    report(size)
-                await self.put(key, whole)
+                whole = bytearray()
+                async for piece in self._hashed(segments, seen, report):
+                    whole += piece
+                await self.put(key, memoryview(whole))
             else:
                 await obstore.put_async(
                     self._store,
@@ -120,7 +121,7 @@ class ChunkIncoming(Incoming):
                     attributes=ATTRIBUTES,
                     use_multipart=True,
                     chunk_size=part_size(size),
-                    max_concurrency=PARTS_AT_ONCE,
+                    max_concurrency=1,  # beside the one that is being filled; workers compose several
                 )
         return seen.hexdigest()
 
@@ -135,23 +136,32 @@ class ChunkIncoming(Incoming):
                     report(len(piece))
 
     async def _pieces(self, segments: Sequence[Segment]) -> AsyncGenerator[bytes, None]:
-        """The next one is fetched while one is used."""
-        coming: asyncio.Task[bytes] | None = None
+        """The next chunk is asked for while one is used."""
+        coming: asyncio.Task[AsyncIterator[bytes]] | None = None
         try:
             for segment in segments:
                 for at in range(0, segment.size_bytes, CHUNK):
                     before = coming
                     key = _chunk_key(segment.key, at // CHUNK)
                     end = min(CHUNK, segment.size_bytes - at)
-                    coming = asyncio.create_task(self._range(key, 0, end))
+                    coming = asyncio.create_task(self._stream(key, end))
                     if before is not None:
-                        yield await before
+                        async for piece in await before:
+                            yield piece
             if coming is not None:
-                yield await coming
+                async for piece in await coming:
+                    yield piece
         finally:
             if coming is not None:
                 coming.cancel()
                 await settled(coming)
+
+    async def _stream(self, key: str, end: int) -> AsyncIterator[bytes]:
+        with answering(key):
+            found = await obstore.get_async(self._store, key, options={"range": (0, end)})
+        if tuple(found.range) != (0, end):
+            raise not_whole(key, (0, end), found.range)
+        return streamed(self._store, key, found, PIECE)
 
     async def digest(self, key: str, size: int, report: Callable[[int], None] | None = None) -> str:
         seen, at = sha256(), 0
@@ -159,8 +169,8 @@ class ChunkIncoming(Incoming):
             found = await obstore.get_async(self._store, key)
             if found.meta["size"] != size:
                 raise not_whole(key, size, found.meta["size"])
-            async for piece in found.stream(CHUNK):
-                await asyncio.to_thread(seen.update, memoryview(piece))
+            async for piece in streamed(self._store, key, found, PIECE):
+                await asyncio.to_thread(seen.update, piece)
                 at += len(piece)
                 if report is not None:
                     report(len(piece))

@@ -1,12 +1,12 @@
 """Links that carry their permission: what each of them is good for, and what it is not."""
 
 import re
+import time
 from urllib.parse import parse_qs, urlsplit
 
 import pytest
 from bson import ObjectId
 
-from modelharbor.auth import links as module
 from modelharbor.auth.links import DownloadLinks
 from modelharbor.db.tokens import Permission
 
@@ -20,7 +20,7 @@ NOW = 1_800_000_030.5
 def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """What time it is; a test sets another."""
     now = [NOW]
-    monkeypatch.setattr(module.time, "time", lambda: now[0])
+    monkeypatch.setattr(time, "time", lambda: now[0])
     return now
 
 

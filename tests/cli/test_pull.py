@@ -15,6 +15,7 @@ from modelharbor.client import Progress, Step
 from modelharbor.settings import Settings
 from tests.cli.conftest import Done, Run
 from tests.client.conftest import Quay
+from tests.client.strangers import Shop
 from tests.http.proxy import Door
 from tests.live.serving import Served, serving
 
@@ -45,7 +46,7 @@ SIZE = 40 * MIB + 5
 
 
 async def test_a_version_is_pulled(run: Run, served: Served, tmp_path: Path) -> None:
-    done = await run("pull", "ADA/tiny")
+    done = await run("pull", "ADA/Tiny:1")
     assert done == Done(
         0, f"ada/Tiny:1 is in Tiny\n2 files, {SIZE:,} bytes, every SHA-256 right\n", ""
     )
@@ -53,7 +54,7 @@ async def test_a_version_is_pulled(run: Run, served: Served, tmp_path: Path) -> 
         assert (tmp_path / "Tiny" / name).read_bytes() == (tmp_path / "source" / name).read_bytes()
     again = await run("pull", "ada/tiny:1", "Tiny")
     assert again.out.endswith("every SHA-256 right; 2 of them were there\n")
-    assert await run("pull", "ada/tiny", "--quiet") == Done(0, "", "")
+    assert await run("pull", "ada/Tiny", "--quiet") == Done(0, "", "")
     told = await run("pull", "ada/tiny", "other", "--include", "*.json", "--json")
     assert (told.code, told.err) == (0, "")
     assert orjson.loads(told.out) == {
@@ -71,6 +72,8 @@ async def test_what_cannot_be_pulled_is_told(run: Run, served: Served, tmp_path:
     for arguments, line in (
         (["ada/none"], "There is no ada/none, or it is not yours to see."),
         (["ada/tiny@prod"], "There is no ada/tiny@prod, or it is not yours to see."),
+        (["tiny"], "A model is named as owner/name."),
+        (["ada/..@prod"], "A model is named as owner/name."),
         (["ada/tiny", "--include", "*.gguf"], "ada/Tiny:1 has nothing that is named *.gguf."),
     ):
         assert await run("pull", *arguments) == Done(1, "", f"modelharbor: {line}\n")
@@ -81,7 +84,7 @@ async def test_what_cannot_be_pulled_is_told(run: Run, served: Served, tmp_path:
     (tmp_path / "file").write_text("x")
     blocked = await run("pull", "ada/tiny", "file")
     assert blocked == Done(1, "", "modelharbor: file: File exists\n")
-    assert not (tmp_path / "Tiny").exists() or not any((tmp_path / "Tiny").iterdir())
+    assert not any((tmp_path / "tiny").iterdir())
 
 
 async def test_a_pull_that_was_killed_goes_on(run: Run, served: Served, tmp_path: Path) -> None:
@@ -93,9 +96,12 @@ async def test_a_pull_that_was_killed_goes_on(run: Run, served: Served, tmp_path
         cwd=tmp_path,
         env={**os.environ, "MODELHARBOR_URL": f"http://127.0.0.1:{door.port}"},
     )
-    folder = tmp_path / "Tiny"
+    folder = tmp_path / "tiny"
     async with asyncio.timeout(GUARD_SECONDS):
-        while not any(b"\1" in map.read_bytes() for map in folder.glob(".modelharbor-*.map")):
+        while not any(
+            b"\1" in marks and len(marks) > 1  # of the large file
+            for marks in map(Path.read_bytes, folder.glob(".modelharbor-*.map"))
+        ):
             assert process.returncode is None
             await asyncio.sleep(0.002)
         process.send_signal(signal.SIGKILL)
@@ -150,3 +156,27 @@ def test_bars_sum_up_all_files() -> None:
         assert (total.completed, total.description, len(bars.tasks)) == (2000, "Files 20 of 20", 1)
         board.end()
         assert bars.tasks == []
+
+
+async def test_a_server_names_neither_the_folder_nor_commands_of_the_terminal(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
+    (tmp_path / "inner").mkdir()
+    monkeypatch.chdir(tmp_path / "inner")
+    shop = Shop({"a.txt": b"a"})
+    shop.name = "eve/..\x1b[2J"
+    async with shop.open():
+        done = await run("pull", "eve/trap", "--url", shop.url)
+    assert (done.code, done.err) == (0, "")
+    assert "\x1b" not in done.out
+    assert "eve/..\ufffd[2J:1 is in trap" in done.out
+    assert [at.name for at in (tmp_path / "inner").iterdir()] == ["trap"]
+    assert {at.name for at in tmp_path.iterdir()} == {"inner"}
+
+
+@pytest.mark.parametrize("command", ["push", "pull", "login"])
+async def test_exit_codes_are_documented(command: str, run: Run) -> None:
+    told = " ".join((await run(command, "--help")).out.replace("\u2502", "").split())
+    assert "3 the server cannot be reached" in told
+    assert ("4 the version is quarantined; 5 the version failed" in told) == (command == "push")

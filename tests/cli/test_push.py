@@ -140,11 +140,11 @@ async def test_a_version_that_fails_has_its_own_code(run: Run, quay: Quay, folde
     [
         (["missing", "ada/x"], 1, "The folder missing cannot be read: No such file or directory."),
         (["empty", "ada/x"], 1, "The folder has no files (hidden ones are left out)."),
-        (["model", "x"], 1, "Name the model alone, as owner/name, without a version or alias."),
+        (["model", "x"], 1, "A model is named as owner/name."),
         (
             ["model", "ada/x:1"],
             1,
-            "Name the model alone, as owner/name, without a version or alias.",
+            "A model is named as owner/name.",
         ),
         (["model", "nobody/x"], 1, "There is no person or organization of the login 'nobody'."),
         (["model", "ada/x", "--parallel", "0"], 2, None),
@@ -167,9 +167,8 @@ async def test_what_cannot_be_pushed_is_told(
     if line is not None:
         assert done.err == f"modelharbor: {line}\n"
     after = await everything(quay.served.database)
-    for each in before, after:
-        del each["tokens"]  # when they were last used
-    assert after == before
+    for name in ("actors", "models", "versions", "files", "uploads", "events"):
+        assert after.get(name) == before.get(name)
 
 
 async def test_without_a_server_or_a_token_nothing_is_pushed(
@@ -189,6 +188,13 @@ async def test_without_a_server_or_a_token_nothing_is_pushed(
     assert await quay.rows("models") == []
 
 
+async def held_up(gate: Gate, process: asyncio.subprocess.Process) -> None:
+    """Until what the process sends is held back."""
+    while not gate.held.is_set():
+        assert process.returncode is None
+        await asyncio.sleep(0.01)
+
+
 async def test_a_push_that_was_killed_goes_on_by_itself(run: Run, quay: Quay, folder: Path) -> None:
     content = os.urandom(24 * MIB)
     (folder / "model.bin").write_bytes(content)
@@ -199,7 +205,7 @@ async def test_a_push_that_was_killed_goes_on_by_itself(run: Run, quay: Quay, fo
             env={**os.environ, "MODELHARBOR_URL": gate.url},
         )
         async with asyncio.timeout(GUARD_SECONDS):
-            await gate.held.wait()
+            await held_up(gate, process)
             process.send_signal(signal.SIGKILL)
             await process.wait()
             gate.cut()
@@ -228,7 +234,7 @@ async def test_an_interrupt_says_how_to_go_on(quay: Quay, folder: Path) -> None:
             stderr=asyncio.subprocess.PIPE,
         )
         async with asyncio.timeout(GUARD_SECONDS):
-            await gate.held.wait()
+            await held_up(gate, process)
             process.send_signal(signal.SIGINT)
             _, err = await process.communicate()
     assert process.returncode == 130
@@ -263,27 +269,33 @@ async def test_a_server_that_is_killed_costs_no_more_than_a_moment(
 ) -> None:
     content = os.urandom(24 * MIB)
     (folder / "model.bin").write_bytes(content)
-    port = free_port()
+    port, quick = free_port(), settings.model_copy(update={"upload_lease_seconds": 1.0})
     async with (
         asyncio.timeout(GUARD_SECONDS),
         quay.working(),
         Gate(port, allowed=10 * MIB).serving() as gate,
     ):
-        with server(settings, port):
+        with server(quick, port):
             pushing = asyncio.ensure_future(
                 run("push", "model", "ada/tiny", "--json", MODELHARBOR_URL=gate.url)
             )
-            await gate.held.wait()
-            print("AT KILL", [(r["state"], r["received_bytes"], r["holder"]) for r in await quay.rows("uploads")])
-            await asyncio.sleep(1)
-            print("AT KILL", [(r["state"], r["received_bytes"], r["holder"]) for r in await quay.rows("uploads")])
-        with server(settings, port):
+            while not gate.held.is_set():
+                assert not pushing.done(), await pushing
+                await asyncio.sleep(0.01)
+            # Until what came is on disk, and no transaction is under way: that of a process that was
+            # killed stands in the way of others for a while.
+            while not (
+                await quay.rows("uploads", received_bytes={"$gt": 9 * MIB})
+                and len(await quay.rows("files")) == 2
+            ):
+                await asyncio.sleep(0.02)
+        with server(quick, port):
             gate.open()
             done = await pushing
     assert (done.code, done.err) == (0, "")
     told = orjson.loads(done.out)
     assert (told["status"], told["is_resumed"]) == ("READY", False)
-    assert gate.passed <= 24 * MIB + 2 * MIB
+    assert gate.passed <= 25 * MIB
     pulled = await run("pull", "ada/tiny", "back", "--quiet")
     assert pulled.code == 0
     assert (folder.parent / "back" / "model.bin").read_bytes() == content

@@ -68,7 +68,8 @@ class Quay:
     @asynccontextmanager
     async def working(self) -> AsyncIterator[None]:
         """A worker beside the server; it does all its jobs before it ends."""
-        hall = Hall(self.served.database, self.settings.model_copy(update={"drain_seconds": 0.3}))
+        changed = {"lease_seconds": 3.0, "drain_seconds": 0.3}
+        hall = Hall(self.served.database, self.settings.model_copy(update=changed))
 
         async def has_done_all() -> bool:
             return not await self.rows("jobs", state={"$in": ["QUEUED", "RUNNING", "RETRYING"]})

@@ -48,7 +48,7 @@ class Shop:
         self.asked: list[Request] = []
         self.refusals: list[Response] = []
         """What the next requests for contents are answered with."""
-        self.url = ""
+        self.url, self.name = "", "eve/trap"
 
     @asynccontextmanager
     async def open(self) -> AsyncIterator["Shop"]:
@@ -91,7 +91,7 @@ class Shop:
             "digest": None,
             "sizeBytes": str(sum(len(content) for content in self.contents.values())),
             "fileCount": len(self.contents),
-            "model": {"id": "m", "fullName": "eve/trap"},
+            "model": {"id": "m", "fullName": self.name},
         }
 
     async def file(self, request: Request) -> Response:

@@ -126,8 +126,6 @@ async def test_what_broke_off_goes_on(tmp_path: Path) -> None:
             result = await client.download(await client.resolve("eve/trap"), tmp_path)
         assert len(content) - 5 * PIECE <= result.moved_bytes <= len(content) - 4 * PIECE
         assert files_of(tmp_path) == {"model.bin": content}
-        tag = f'"{sha256(content).hexdigest()}"'
-        assert {request.headers["if-match"] for request in shop.asked} == {tag}
         assert not any("authorization" in request.headers for request in shop.asked)
 
 
@@ -248,10 +246,9 @@ async def test_links_are_renewed_and_what_passes_is_tried_again(
         ]
         await client.download(version, tmp_path)
     assert files_of(tmp_path) == {"model.bin": content}
-    asked = [(request.url.query, "if-match" in request.headers) for request in shop.asked]
-    assert asked == [
-        *(("", True), ("new", True), ("new", True), ("elsewhere", False), ("new", True))
-    ]
+    assert [request.url.query for request in shop.asked] == ["", "new", "new", "elsewhere", "new"]
+    # A server whose store gives the files itself sends nobody there who has a condition on its tag.
+    assert not any("if-match" in request.headers for request in shop.asked)
 
 
 @pytest.mark.parametrize(

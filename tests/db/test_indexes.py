@@ -13,6 +13,7 @@ from modelharbor.db.documents import DOCUMENTS
 from modelharbor.db.jobs import JobLogDocument, JobState
 from modelharbor.db.models import AliasEntry, Visibility
 from modelharbor.db.uploads import UploadState
+from modelharbor.db.versions import VersionStatus
 from modelharbor.schema.nodes import global_id
 from tests.asking import Asker
 from tests.documents import (
@@ -44,7 +45,6 @@ ELSEWHERE = {
     ("tokens", "expires"): "what the garbage collection takes: tests/worker",
     ("idempotency", "key"): "unique: one answer for one key",
     ("idempotency", "expires"): "TTL",
-    ("blobs", "sha256"): "unique: contents are kept once",
     ("versions", "digest"): "whether a folder was imported before",
     ("downloads", "day"): "unique: one count for a model and day",
     ("downloads", "leaving"): "for the days that leave the window of 30",
@@ -84,6 +84,7 @@ OPERATIONS = {
     "filter owner": '{ models(first: 2, filter: {owner: {eq: "acme"}}) { totalCount nodes { name } } }',
     "filter tags": '{ models(first: 2, filter: {tags: {hasAny: ["rare"]}}) { nodes { name } } }',
     "filter contents": '{ models(filter: {fileSha256: "' + HASH + '"}) { nodes { name } } }',
+    "filter parameters": "{ models(first: 2, filter: {parameters: {gte: 7}}, orderBy: {field: PARAMETERS}) { totalCount nodes { name } } }",
     "search": '{ models(search: "whale") { nodes { name } } }',
     "search all": '{ search(query: "whale") { nodes { __typename } } }',
     "by name": '{ model(owner: "acme", name: "m1") { card { html } viewerHasLiked } }',
@@ -94,11 +95,14 @@ OPERATIONS = {
     "versions by time": "{ models(first: 3, orderBy: {field: NAME, direction: ASC}) { nodes { versions(first: 2, orderBy: {field: CREATED_AT}) { nodes { number } } } } }",
     "versions by size": "{ models(first: 3, orderBy: {field: NAME, direction: ASC}) { nodes { versions(first: 2, orderBy: {field: SIZE}) { nodes { number } } } } }",
     "files": "{ models(first: 3, orderBy: {field: NAME, direction: ASC}) { nodes { latestVersion { files(first: 2) { nodes { path sharedWith downloadUrl } } } } } }",
+    "files of drafts": "{ models(first: 3, orderBy: {field: NAME, direction: ASC}) { nodes { versions(first: 3) { nodes { files(first: 2) { nodes { scan { verdict } tensors { tensorCount } header downloadUrl(acceptQuarantined: true) } } } } } } }",
     "blob": '{ blob(sha256: "' + HASH + '") { nodes { path } } }',
     "jobs": "{ jobs(first: 2) { totalCount nodes { state queuePosition parent { id } } } }",
     "jobs in a state": "{ jobs(first: 2, filter: {state: [DEAD]}) { totalCount nodes { kind } } }",
     "jobs of somebody": '{ jobs(first: 2, filter: {createdBy: "CREATOR"}) { nodes { kind } } }',
     "jobs about": '{ jobs(first: 2, filter: {subject: "SUBJECT"}) { totalCount nodes { kind } } }',
+    "jobs of versions": "{ models(first: 3, orderBy: {field: NAME, direction: ASC}) { nodes { versions(first: 2) { nodes { jobs(first: 2) { totalCount nodes { kind } } } } } } }",
+    "jobs of a version": "{ models(first: 1, orderBy: {field: NAME, direction: ASC}) { nodes { latestVersion { jobs(first: 2, state: [DEAD]) { totalCount nodes { kind } } } } } }",
     "parts of jobs": "{ jobs(first: 3) { nodes { children(first: 2) { totalCount nodes { state } } logs(first: 2) { totalCount nodes { message } } } } }",
     "uploads": "{ uploads(first: 2) { totalCount nodes { path version { number } file { path } } } }",
     "uploads in a state": "{ uploads(first: 2, state: [PAUSED]) { totalCount nodes { path } } }",
@@ -124,10 +128,13 @@ async def registry(database: Database) -> tuple[Viewer, dict[str, str]]:
             tags=["rare"] if index % 40 == 0 else ["common"],
             visibility=Visibility.PUBLIC if index % 2 else Visibility.PRIVATE,
             stats={"trending_score": float(index)},
+            parameters=index % 10,
         )
         if index < 3:
             for _ in range(3):
-                version = await insert_version(database, model, {"a": 1, "b": 2})
+                version = await insert_version(
+                    database, model, {"a": 1, "b": 2}, status=VersionStatus.DRAFT
+                )
             await database.data["models"].update_one(
                 {"_id": model.id},
                 {

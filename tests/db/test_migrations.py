@@ -10,7 +10,8 @@ from bson import ObjectId
 from modelharbor.db import migrations
 from modelharbor.db.base import Row, utc_now
 from modelharbor.db.connection import Database
-from modelharbor.db.migrations import migrate, order_events, pending
+from modelharbor.db.files import path_key
+from modelharbor.db.migrations import migrate, order_events, pending, take_uploads
 from tests.documents import insert_actor, insert_model
 
 pytestmark = pytest.mark.anyio
@@ -124,3 +125,20 @@ async def test_events_of_before_get_an_order_and_whom_they_concern(database: Dat
     again = await database.data["events"].find().sort("position", 1).to_list()
     assert again == list(rows.values())
     assert await database.data["log"].find().to_list() == [log]
+
+
+async def test_files_of_before_get_their_paths_without_case(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As those have that come now, also beyond ASCII."""
+    monkeypatch.setattr(migrations, "PATHS_AT_ONCE", 2)
+    version_id = ObjectId()
+    paths = ["README.md", "\u00c4.txt", "STRA\u00dfE/a", "\u0130x", "e\u0301"]
+    await database.data["files"].insert_many(
+        [{"version_id": version_id, "path": path} for path in paths]
+    )
+    await take_uploads(database)
+    rows = await database.data["files"].find({"version_id": version_id}).to_list()
+    assert {row["path"]: row["path_key"] for row in rows} == {
+        path: path_key(path) for path in paths
+    }

@@ -8,6 +8,7 @@ from pymongo.asynchronous.client_session import AsyncClientSession
 from pymongo.errors import ExecutionTimeout, ServerSelectionTimeoutError
 from pymongo.monitoring import CommandStartedEvent
 
+from modelharbor.db import connection
 from modelharbor.db.connection import Database, connect
 from modelharbor.errors import Unavailable
 from modelharbor.observability.commands import CommandCounter
@@ -131,6 +132,21 @@ async def test_whose_turn_does_not_come_is_told(database: Database) -> None:
     await database.transaction(stay, turn=2)
     await staying
     await database.transaction(stay, turn=1)
+
+
+async def test_whose_turn_comes_too_late_is_told(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The event loop was held up between its turn and its begin."""
+    times = iter((0.0, 0.6))
+    monkeypatch.setattr(connection, "monotonic", lambda: next(times))
+
+    async def work(session: AsyncClientSession) -> None:
+        raise AssertionError
+
+    with pytest.raises(Unavailable):
+        await database.transaction(work, seconds=0.5, turn=1)
+    assert database._turns == {}
 
 
 async def test_what_took_too_long_locks_nothing(database: Database) -> None:

@@ -4,7 +4,7 @@ import asyncio
 import signal
 import time
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -109,3 +109,52 @@ async def replica_set(folder: Path) -> AsyncIterator[ReplicaSet]:
                 await asyncio.sleep(0.1)
         await made.primary()
         yield made
+
+
+@dataclass
+class Member:
+    """A replica set of one, that may be killed and comes back with what it had."""
+
+    folder: Path
+    port: int
+    stack: AsyncExitStack
+    child: Child | None = None
+
+    @property
+    def url(self) -> str:
+        return f"mongodb://127.0.0.1:{self.port}/?replicaSet={SET}"
+
+    async def start(self) -> None:
+        """Until it takes writes."""
+        data = self.folder / "data"
+        data.mkdir(exist_ok=True)
+        options = (
+            *("--port", str(self.port), "--bind_ip", "127.0.0.1", "--nounixsocket"),
+            *("--dbpath", str(data), "--replSet", SET, "--oplogSize", "64"),
+            *("--wiredTigerCacheSizeGB", "0.25"),
+            *("--setParameter", "diagnosticDataCollectionEnabled=false"),
+            *("--setParameter", "shutdownTimeoutMillisForSignaledShutdown=0"),
+        )
+        self.child = await self.stack.enter_async_context(
+            run_child(self.folder, "mongod", find_engine("mongod"), *options)
+        )
+        until = time.monotonic() + START_SECONDS
+        while not await is_primary(self.port):
+            with suppress(PyMongoError):
+                members = [{"_id": 0, "host": f"127.0.0.1:{self.port}"}]
+                await asked(self.port, "replSetInitiate", {"_id": SET, "members": members})
+            assert time.monotonic() < until, self.child.failure()
+            await asyncio.sleep(0.05)
+
+    def kill(self) -> None:
+        assert self.child is not None
+        self.child.process.send_signal(signal.SIGKILL)
+        self.child.process.wait()
+
+
+@asynccontextmanager
+async def one_member(folder: Path) -> AsyncIterator[Member]:
+    async with AsyncExitStack() as stack:
+        member = Member(folder, free_port(), stack)
+        await member.start()
+        yield member

@@ -41,6 +41,7 @@ KINDS: Final = (
     "likes",
     "jobs",
     "uploads",
+    "blobs",
 )
 
 Collections = dict[str, list[Row]]
@@ -62,6 +63,7 @@ def healthy() -> Collections:
     for number in range(UPLOADS):
         made.upload(number)
     made.quotas()
+    made.blobs()
     return made.rows
 
 
@@ -220,9 +222,9 @@ class _Maker:
         made = []
         for number in range(1, 1 + model % 5):
             count = len(self.rows["versions"])
-            status = ("READY", "READY", "DRAFT", "ARCHIVED", "DELETED", "READY", "PROCESSING")[
-                count % 7
-            ]
+            status = (
+                "READY", "READY", "DRAFT", "ARCHIVED", "DELETED", "READY", "PROCESSING", "QUARANTINED", "FAILED", "UPLOADING",
+            )[count % 10]  # fmt: skip
             _id = object_id("versions", count)
             files = self.files(_id, model_id, self.random.randrange(len(PATHS)))
             row: Row = {
@@ -232,6 +234,8 @@ class _Maker:
                 "label": self.maybe(f"v{number}"),
                 "description": self.maybe("New"),
                 "status": status,
+                "status_reason": "No" if status in ("QUARANTINED", "FAILED") else None,
+                "parameters": (None, 1000, Int64(2**40))[count % 3],
                 "tags": self.random.sample(TAGS, self.random.randrange(3)),
                 "properties": self.random.choice(({}, {"size": number}, {"accuracy": 0.25})),
                 "digest": HASHES[number] if status in ("READY", "ARCHIVED") else None,
@@ -378,6 +382,51 @@ class _Maker:
             }
         )
 
+    def blobs(self) -> None:
+        """Of all contents but the last: never inspected, inspected, not here, damaged."""
+        verdicts = ("SAFE", "UNSAFE", "SUSPICIOUS", "ERROR", "SKIPPED")
+        levels = ("CRITICAL", "WARNING", "INFO")
+        for number, sha256 in enumerate(HASHES[:-1]):
+            inspection = {
+                "verdict": verdicts[number % 5],
+                "format": "SAFETENSORS",
+                "scanner": "modelharbor 1",
+                "scanned_at": START,
+                "findings": [
+                    {
+                        "severity": levels[at],
+                        "rule": f"rule.{at}",
+                        "detail": "It is odd.",
+                        "offset": (None, 0, Int64(2**40))[at],
+                    }
+                    for at in range(number % 4)
+                ],
+                "tensors": {
+                    "tensor_count": number,
+                    "parameter_count": Int64(2**40),
+                    "parameters_by_dtype": {"F32": Int64(2**40), "U8": number},
+                    "architecture": (None, "llama")[number % 2],
+                    "context_length": (None, 8192, Int64(2**40))[number % 3],
+                    "quantization": None,
+                }
+                if number % 2
+                else None,
+                "header": (None, {"a": [1, None, {"b": 0.5}]}, "text")[number % 3],
+            }
+            self.rows["blobs"].append(
+                {
+                    "_id": object_id("blobs", number),
+                    "sha256": sha256,
+                    "key": None,
+                    "size_bytes": 17,
+                    "references": 1,
+                    "stored": number % 4 != 3,
+                    "damaged_at": START if number % 8 == 7 else None,
+                    "inspection": None if number % 4 == 2 else inspection,
+                    "created_at": START,
+                }
+            )
+
     def quotas(self) -> None:
         for number, login in enumerate(("acme", "ada", "corp")):
             self.rows["quotas"].append(
@@ -424,6 +473,7 @@ DAMAGE: Final[dict[str, dict[str, tuple[Any, ...]]]] = {
         "tags": (ABSENT, None, [None], ["nlp", {"a": 1}], [True, 2.5], [["nlp"]]),
         "properties": (ABSENT, None, NAN, [1, GONE], {"at": START, "n": NAN}, "text"),
         "visibility": ("SECRET", None, 5),
+        "parameters": (ABSENT, None, "7", "x", NAN, 1.5, True),
         "revision": (ABSENT, None, "3", "x", 1.0, 1.5, NAN, LARGE, True),
         "latest_version_id": (GONE, None, 5, "x"),
         "created_at": (ABSENT, None, "2026-01-01", 5),
@@ -439,6 +489,8 @@ DAMAGE: Final[dict[str, dict[str, tuple[Any, ...]]]] = {
         "number": (LARGE, "x", None),
         "label": (ABSENT, 5, {"a": 1}),
         "status": ("LOST", None, 5, ABSENT),
+        "status_reason": (ABSENT, 5, {"a": 1}),
+        "parameters": (ABSENT, "12", "x", NAN, 1.5, True),
         "tags": (ABSENT, None, "nlp", {"a": 1}, ["nlp", None], [5]),
         "properties": (ABSENT, NAN, [GONE], 5),
         "digest": (5, ["a"], True),
@@ -511,12 +563,20 @@ DAMAGE: Final[dict[str, dict[str, tuple[Any, ...]]]] = {
         "expires_at": (ABSENT, None, "x"),
         "ended_at": ("x", 5),
     },
+    "blobs": {
+        "inspection": (None, {"verdict": "SAFE"}),
+        "inspection.scanner": (ABSENT, 5, {"a": 1}),
+        "inspection.scanned_at": (ABSENT, "x", 5),
+        "inspection.findings": (ABSENT, None, [None], 5, [{}], [{"severity": "LOUD"}]),
+        "inspection.tensors": (ABSENT, {}, 5, {"tensor_count": LARGE, "context_length": None}),
+        "inspection.header": (ABSENT, NAN, [GONE], {"at": START}, 5),
+    },
     "quotas": {
         "limit_bytes": ("x", NAN),
         "reserved_bytes": (ABSENT, None, "x"),
     },
 }
-SHARE: Final = {"actors": 0.25, "memberships": 0.4, "models": 0.35, "versions": 0.35, "files": 0.2, "cards": 0.4, "tokens": 0.5, "jobs": 0.4, "job_logs": 0.3, "uploads": 0.4, "quotas": 0.4}  # fmt: skip
+SHARE: Final = {"actors": 0.25, "memberships": 0.4, "models": 0.35, "versions": 0.35, "files": 0.2, "cards": 0.4, "tokens": 0.5, "jobs": 0.4, "job_logs": 0.3, "uploads": 0.4, "quotas": 0.4, "blobs": 0.4}  # fmt: skip
 
 
 def damaged() -> Collections:
@@ -537,6 +597,8 @@ def _damage(row: Row, path: str, value: Any) -> None:
     *parents, name = path.split(".")
     for parent in parents:
         row = row[parent]
+        if row is None:
+            return
     if value is ABSENT:
         row.pop(name, None)
     else:

@@ -44,6 +44,7 @@ PAGES: Final = {  # what a list is made of, for its cursors; the order where no 
     ("Query", "jobs"): ("jobs", "-_id"),
     ("Query", "uploads"): ("uploads", "-_id"),
     ("ModelVersion", "uploads"): ("uploads", "+_id"),
+    ("ModelVersion", "jobs"): ("jobs", "-_id"),
     ("Job", "children"): ("jobs", "+_id"),
     ("Job", "logs"): ("job_logs", "+_id"),
 }
@@ -194,6 +195,7 @@ class Writer:
         yield "deleteModelVersion", {"id": random.choice(("garbage", values.ids["Model"][0]))}
         yield "createModel", {"owner": "nobody-at-all", "name": "x"}
         yield "setModelAlias", {"modelId": "garbage", "versionId": "garbage", "name": "x"}
+        yield "releaseModelVersion", {"id": "garbage", "reason": "read it"}
         yield "revokeApiToken", {"id": values.ids["Model"][0]}
         yield "cancelJob", {"id": random.choice(("garbage", values.ids["Model"][0]))}
         yield "abortUpload", {"id": random.choice(("garbage", values.ids["Model"][0]))}

@@ -126,7 +126,9 @@ query Everything($ids: [ID!]!, $id: ID!, $sha256: SHA256!) {
       byAlias: version(alias: "prod") { number }
       versions { totalCount nodes { number aliases { name } createdBy { login } model { viewerCan }
         file(path: "config.json") { path }
-        files { totalCount nodes { path downloadUrl sharedWith version { number } } } } } } }
+        jobs { totalCount nodes { state } }
+        files { totalCount nodes { path downloadUrl
+          scan { verdict findings { rule } } tensors { parameterCount } header sharedWith version { number } } } } } } }
   holding: models(filter: {fileSha256: $sha256}) { totalCount nodes { name } }
   nodes(ids: $ids) { id __typename
     ... on Model { name viewerHasLiked } ... on ModelVersion { number model { name } }

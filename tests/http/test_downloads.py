@@ -20,7 +20,7 @@ from modelharbor.auth.tokens import make_secret, secret_hash, token_text
 from modelharbor.db.actors import ActorDocument, Role
 from modelharbor.db.base import utc_now
 from modelharbor.db.connection import Database
-from modelharbor.db.files import BlobDocument, FileDocument
+from modelharbor.db.files import BlobDocument, FileDocument, ScanVerdict
 from modelharbor.db.models import Grant, ModelDocument, ModelState, Visibility
 from modelharbor.db.tokens import Permission, TokenDocument
 from modelharbor.db.versions import VersionDocument, VersionStatus
@@ -32,6 +32,7 @@ from tests.documents import insert_actor, insert_model, insert_version
 from tests.http.serving import Server, codes
 
 pytestmark = pytest.mark.anyio
+P = Permission
 CONTENTS = random.Random(3).randbytes(100_000)
 DIGEST = sha256(CONTENTS).hexdigest()
 TAG = f'"{DIGEST}"'
@@ -438,6 +439,185 @@ async def test_what_was_deleted_is_gone_for_all(shelf: Shelf) -> None:
     assert is_hidden(await shelf.get(authorization=owner))
     await versions.delete_one(mine)
     assert is_hidden(await shelf.get(link))
+
+
+S, V = VersionStatus, ScanVerdict
+BEING_MADE = {S.DRAFT, S.UPLOADING, S.PROCESSING}
+RELEASED = {S.READY, S.ARCHIVED}
+WHO = ("nobody", "stranger", "viewer", "downloader", "unscoped", "contributor", "maintainer", "link", "link for WRITE", "link for PUBLISH")  # fmt: skip
+SENT: list[tuple[str, dict[str, str], int]] = [
+    ("GET", {}, 200),
+    ("HEAD", {}, 200),
+    ("GET", {"range": "bytes=0-1"}, 206),
+    ("GET", {"range": "bytes=100000-"}, 416),
+    ("GET", {"if-none-match": TAG}, 304),
+    ("HEAD", {"if-none-match": "*"}, 304),
+    ("GET", {"if-match": '"other"'}, 412),
+]
+"""Requests, and what each is answered with to those who may have the file."""
+
+
+def expected_status(status: VersionStatus, verdict: ScanVerdict, who: str) -> int:
+    """Of a file in a PRIVATE model."""
+    if status is S.DELETED or who in ("nobody", "stranger"):
+        return 404
+    if who == "viewer":
+        return 403
+    if status in RELEASED:
+        return 200
+    if status in BEING_MADE:
+        is_harmless = verdict in (V.SAFE, V.SKIPPED)
+        return 200 if is_harmless or who in ("contributor", "maintainer", "link for WRITE") else 403
+    return 200 if who == "link for PUBLISH" else 403
+
+
+@pytest.fixture
+def counted(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """Models, each time that a download is counted."""
+    found: list[Any] = []
+    monkeypatch.setattr(DownloadCounter, "count", lambda self, model_id: found.append(model_id))
+    return found
+
+
+async def presented(shelf: Shelf) -> dict[str, tuple[str, dict[str, str]]]:
+    """The address and headers of each of WHO; the model is PRIVATE from now on."""
+    roles = {"viewer": Role.VIEWER, "downloader": Role.DOWNLOADER, "unscoped": Role.MAINTAINER, "contributor": Role.CONTRIBUTOR, "maintainer": Role.MAINTAINER}  # fmt: skip
+    given: dict[str, tuple[str, dict[str, str]]] = {"nobody": (shelf.url, {})}
+    grants = []
+    for who in ("stranger", *roles):
+        actor = await insert_actor(who)
+        scopes = [P.READ, P.DOWNLOAD] if who == "unscoped" else list(Permission)
+        given[who] = (shelf.url, {"authorization": await bearer(actor, scopes=scopes)})
+        if who in roles:
+            grants.append({"actor_id": actor.id, "role": roles[who].value})
+    await shelf.set(visibility=Visibility.PRIVATE.value, grants=grants)
+    for held in (None, P.WRITE, P.PUBLISH):
+        who = "link" if held is None else f"link for {held.value}"
+        given[who] = (shelf.links.link(shelf.file.id, shelf.file.path, 60, held=held), {})
+    assert tuple(given) == WHO
+    return given
+
+
+async def be(shelf: Shelf, status: VersionStatus, verdict: ScanVerdict) -> None:
+    await shelf.database.data["versions"].update_one(
+        {"_id": shelf.version.id}, {"$set": {"status": status.value}}
+    )
+    inspection = None if verdict is V.PENDING else {"verdict": verdict.value}
+    await shelf.database.data["blobs"].update_one(
+        {"sha256": DIGEST}, {"$set": {"inspection": inspection}}
+    )
+
+
+@pytest.mark.parametrize("status", S)
+async def test_who_has_a_file_of_a_version_in_each_status(
+    shelf: Shelf, counted: list[Any], status: VersionStatus
+) -> None:
+    given = await presented(shelf)
+    for verdict in V:
+        await be(shelf, status, verdict)
+        counted.clear()
+        for who, (url, headers) in given.items():
+            about = (status, verdict, who)
+            allowed = expected_status(status, verdict, who)
+            # The same decides about the rest.
+            for method, more, success in SENT if verdict is V.UNSAFE else SENT[:1]:
+                counted.clear()
+                response = await shelf.client.request(method, url, headers=headers | more)
+                answered = response.status_code
+                assert answered == (success if allowed == 200 else allowed), (*about, method, more)
+                is_whole = (method, answered) == ("GET", 200)
+                assert counted == ([shelf.model.id] if is_whole else []), (*about, method, more)
+                if is_whole:
+                    assert response.content == CONTENTS
+                if allowed == 200:
+                    assert response.headers["cache-control"] == "private, no-cache"
+                    continue
+                assert "etag" not in response.headers
+                assert response.headers["cache-control"] == "private, no-store"
+                if method == "GET" and allowed == 404:
+                    assert is_hidden(response)
+                elif method == "GET":
+                    assert codes(response) == ["FORBIDDEN"]
+
+
+@pytest.mark.parametrize("status", [S.QUARANTINED, S.FAILED])
+async def test_a_refusal_says_what_is_the_matter(shelf: Shelf, status: VersionStatus) -> None:
+    await be(shelf, status, V.SAFE)
+    said = f"The version is {status.value}: its files may do harm. Who may publish it gets a link by `downloadUrl(acceptQuarantined: true)`."
+    link = shelf.links.link(shelf.file.id, shelf.file.path, 60)
+    for response in (
+        await shelf.get(),
+        await shelf.get(link),
+        await shelf.get(authorization=await bearer(shelf.ada, scopes=list(Permission))),
+    ):
+        assert response.json()["errors"][0]["message"] == said
+
+
+async def test_no_shared_cache_keeps_what_only_some_may_have(shelf: Shelf) -> None:
+    """Of a PUBLIC model."""
+    links = {
+        held: shelf.links.link(shelf.file.id, shelf.file.path, 60, held=held)
+        for held in (None, P.WRITE, P.PUBLISH)
+    }
+    for status, verdict, held, kept in (
+        (S.READY, V.UNSAFE, None, "public, no-cache"),
+        (S.DRAFT, V.SAFE, None, "public, no-cache"),
+        (S.DRAFT, V.PENDING, P.WRITE, "private, no-cache"),
+        (S.QUARANTINED, V.SAFE, P.PUBLISH, "private, no-cache"),
+    ):
+        await be(shelf, status, verdict)
+        for more in ({}, {"if_none_match": TAG}, {"if_match": '"x"'}, {"range": "bytes=100000-"}):
+            response = await shelf.get(links[held], **more)
+            assert response.headers["cache-control"] == kept, (status, more)
+        await shelf.set(visibility=Visibility.PUBLIC.value)
+
+
+@pytest.mark.parametrize("status", [S.READY, S.DRAFT, S.QUARANTINED])
+async def test_a_permission_that_is_added_to_a_link_by_hand_ends_it(
+    shelf: Shelf, counted: list[Any], status: VersionStatus
+) -> None:
+    """Where the version is READY, too: it is no longer what was signed."""
+    await shelf.set(visibility=Visibility.PRIVATE.value)
+    await be(shelf, status, V.UNSAFE)
+    plain, write, publish = (
+        shelf.links.link(shelf.file.id, shelf.file.path, 60, held=held)
+        for held in (None, P.WRITE, P.PUBLISH)
+    )
+    for bad in (
+        f"{plain}&held=PUBLISH",
+        f"{plain}&held=WRITE",
+        plain.replace("&signature", "&held=PUBLISH&signature"),
+        f"{write}&held=PUBLISH",
+        write.replace("held=WRITE", "held=PUBLISH"),
+        write.replace("held=WRITE", "held="),
+        write.replace("held=WRITE", "held=WRITE%20PUBLISH"),
+        publish.replace("held=PUBLISH", "held=WRITE"),
+        publish.replace("&held=PUBLISH", ""),
+        publish.replace("held=PUBLISH", "held=publish"),
+    ):
+        assert is_hidden(await shelf.get(bad)), bad
+    assert counted == []
+
+
+async def test_damaged_contents_are_for_nobody(shelf: Shelf, counted: list[Any]) -> None:
+    """Where somebody might have had them, they are told that they are gone."""
+    given = await presented(shelf)
+    await shelf.database.data["blobs"].update_one(
+        {"sha256": DIGEST}, {"$set": {"stored": False, "damaged_at": utc_now()}}
+    )
+    for status in S:
+        await shelf.database.data["versions"].update_one(
+            {"_id": shelf.version.id}, {"$set": {"status": status.value}}
+        )
+        for who, (url, headers) in given.items():
+            allowed = expected_status(status, V.ERROR, who)
+            for method, more in (("GET", {}), ("GET", {"if-none-match": TAG})):
+                response = await shelf.client.request(method, url, headers=headers | more)
+                expected = 404 if allowed == 200 else allowed
+                assert response.status_code == expected, (status, who, method, more)
+                if allowed == 200:
+                    assert codes(response) == ["NOT_STORED"]
+    assert counted == []
 
 
 async def test_contents_lie_where_their_row_says(shelf: Shelf) -> None:

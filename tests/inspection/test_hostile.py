@@ -124,6 +124,15 @@ def many_tensors() -> bytes:
     return safetensors(b"{" + entries.encode() + b"}")
 
 
+def hidden_by_a_frame() -> bytes:
+    """A text that reaches beyond its frame: the unpickler in C leaves two bytes of it out, and what is
+    the beginning of another text for everyone else is then the end of this one."""
+    frame = b"\x8c\x08ab"
+    evil = EVIL_TEXT[:-1]
+    hidden = b"U" + bytes([len(evil)]) + evil + b"."
+    return b"\x80\x04\x95" + struct.pack("<Q", len(frame)) + frame + b"uvwxyz" + hidden
+
+
 def joblib_like() -> bytes:
     """Bytes of an array in the middle of a pickle, and a call after them."""
     wrapper = b"\x80\x04" + text("joblib.numpy_pickle") + text("NumpyArrayWrapper") + b"\x93)\x81}b"
@@ -259,6 +268,12 @@ CASES: dict[str, tuple[Callable[[], bytes], str, str]] = {
         lambda: pickle.dumps(Call(operator.attrgetter, "system"), 2),
         UNSAFE,
         DANGEROUS,
+    ),
+    "hidden_by_a_frame": (hidden_by_a_frame, SUSPICIOUS, "pickle.frame"),
+    "hidden_by_a_frame_without_a_header": (
+        lambda: hidden_by_a_frame()[2:],
+        SUSPICIOUS,
+        "pickle.frame",
     ),
     # Pickles: what cannot be read.
     "protocol_that_does_not_exist": (lambda: b"\x80\x02\x80\x09N.", ERROR, "pickle.malformed"),
@@ -613,6 +628,9 @@ def test_the_canary_sings() -> None:
         assert CANARY.exists()
         CANARY.unlink()
         pickle.loads(EVIL_TEXT)
+        assert CANARY.exists()
+        CANARY.unlink()
+        pickle.load(io.BytesIO(hidden_by_a_frame()))
         assert CANARY.exists()
     finally:
         CANARY.unlink(missing_ok=True)

@@ -3,6 +3,7 @@
 import asyncio
 import errno
 import os
+import random
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from datetime import timedelta
@@ -161,6 +162,46 @@ async def test_progress_is_counted_while_bytes_come(
     row = await receiving
     assert (row["state"], row["rate"]) == ("COMPLETED", None)
     assert await site.contents(digest_of(contents)) == contents
+
+
+@pytest.mark.parametrize("has_all", [True, False])
+async def test_nothing_turns_while_it_waits(
+    site: Site, monkeypatch: pytest.MonkeyPatch, has_all: bool
+) -> None:
+    """Neither for a flush that takes long, nor for the end behind the last byte."""
+    monkeypatch.setattr(intake, "FLUSH_SECONDS", 0.02)
+    turns, advance, wait = 0, Holding.advance, intake.Intake._wait
+    begun, goes_on = asyncio.Event(), asyncio.Event()
+
+    async def slow(self: Holding, written: int, **given: Any) -> Row:
+        begun.set()
+        await goes_on.wait()
+        return await advance(self, written, **given)
+
+    async def counted(self: intake.Intake, *given: Any) -> None:
+        nonlocal turns
+        turns += 1
+        await wait(self, *given)
+
+    monkeypatch.setattr(Holding, "advance", slow)
+    monkeypatch.setattr(intake.Intake, "_wait", counted)
+    stalling = Stalling(SOME if has_all else SOME[:300], b"" if has_all else SOME[300:])
+    upload_id = await create(site)
+
+    async def pieces() -> AsyncIterator[bytes]:
+        async for piece in stalling:
+            yield piece[:-1]
+            if not has_all:
+                await begun.wait()
+            yield piece[-1:]
+
+    receiving = asyncio.create_task(site.receiver().receive(site.viewer, upload_id, 0, pieces()))
+    await stalling.is_asked.wait()
+    await asyncio.sleep(0.1)  # five times as long as bytes wait
+    assert turns < 10
+    goes_on.set()
+    stalling.goes_on.set()
+    assert (await receiving)["state"] == "COMPLETED"
 
 
 async def test_few_commands_receive_a_small_file(site: Site) -> None:
@@ -440,6 +481,38 @@ async def test_who_takes_over_from_a_dead_process_begins_a_segment(site: Site) -
     assert await site.contents(digest_of(SOME)) == SOME
 
 
+@pytest.mark.parametrize("is_broken", [True, False])
+async def test_who_stood_still_is_gone_on_with_by_none_of_those_who_follow(
+    site: Site, monkeypatch: pytest.MonkeyPatch, is_broken: bool
+) -> None:
+    """Who took over may have written nothing: those after it keep away from the segment all the same."""
+    monkeypatch.setattr(intake, "FLUSH_SECONDS", 0.02)
+    upload_id, stalling = await create(site), Stalling(SOME[:300], b"x" * 700)
+    receiving = asyncio.create_task(
+        site.receiver().receive(site.viewer, upload_id, 0, aiter(stalling))
+    )
+    await stalling.is_asked.wait()
+    while (await site.row(upload_id))["received_bytes"] < 300:
+        await asyncio.sleep(0.01)
+    await let_lease_run_out(site, upload_id)
+    if is_broken:
+        with pytest.raises(ChecksumMismatch):
+            wrong = Checksum("sha1", bytes(20))
+            await send(site, upload_id, 300, b"wrong", checksum=wrong)
+    else:
+        await send(site, upload_id, 300, b"", length=0)
+    await send(site, upload_id, 300, b"", length=0)
+    assert (await send(site, upload_id, 300, SOME[300:600]))["received_bytes"] == 600
+    stalling.goes_on.set()
+    with pytest.raises(Conflict, match="taken this upload over"):
+        await receiving
+    await send(site, upload_id, 600, SOME[600:])
+    row = await verified(site, upload_id)
+    assert (row["state"], row["sha256"]) == ("COMPLETED", digest_of(SOME))
+    assert await site.contents(digest_of(SOME)) == SOME
+    assert site.kept() == [f"{upload_id}/whole"]
+
+
 @pytest.mark.parametrize("is_recorded", [True, False])
 async def test_who_stood_still_and_was_taken_over_stops(
     site: Site, monkeypatch: pytest.MonkeyPatch, is_recorded: bool
@@ -612,22 +685,47 @@ async def test_bytes_that_the_store_lost_end_the_upload(site: Site) -> None:
     assert await site.quota() == (0, 0)
 
 
-async def test_a_completion_that_fails_can_be_tried_again(
-    site: Site, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("failure", [Conflict("not now"), AutoReconnect("gone")])
+async def test_a_completion_that_fails_is_left_to_a_job(
+    site: Site, monkeypatch: pytest.MonkeyPatch, failure: Exception
 ) -> None:
+    """A client that asks is told that all bytes are here, and sends none again."""
     upload_id, receiver = await create(site), site.receiver()
 
     async def fail(*_: object) -> Row:
-        raise Conflict("not now")
+        raise failure
+
+    monkeypatch.setattr(receiver._completions, "complete", fail)
+    row = await send(site, upload_id, 0, SOME, receiver=receiver)
+    assert (row["state"], row["received_bytes"], row["holder"]) == ("RECEIVED", 1000, None)
+    job = await site.one("jobs", _id=row["job_id"])
+    assert (job["kind"], job["input"]["upload_id"]) == ("VERIFY_FILE", upload_id)
+    row = await verified(site, upload_id)
+    assert (row["state"], row["sha256"]) == ("COMPLETED", digest_of(SOME))
+    assert await site.contents(digest_of(SOME)) == SOME
+    assert await site.quota() == (0, 0)
+
+
+async def test_what_cannot_be_counted_is_sent_again(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither completed nor left to a job: it goes on where it was."""
+    upload_id, receiver = await create(site), site.receiver()
+    await send(site, upload_id, 0, SOME[:300], receiver=receiver)
+
+    async def fail(*_: object) -> Row:
+        raise AutoReconnect("gone")
 
     with monkeypatch.context() as patch:
         patch.setattr(receiver._completions, "complete", fail)
-        with pytest.raises(Conflict, match="not now"):
-            await send(site, upload_id, 0, SOME, receiver=receiver)
+        patch.setattr(receiver, "_receive_in", fail)
+        with pytest.raises(AutoReconnect):
+            await send(site, upload_id, 300, SOME[300:], receiver=receiver)
     row = await site.row(upload_id)
-    assert (row["state"], row["received_bytes"], row["holder"]) == ("UPLOADING", 1000, None)
-    row = await send(site, upload_id, 1000, b"", receiver=receiver)
+    assert (row["state"], row["received_bytes"], row["holder"]) == ("UPLOADING", 300, None)
+    row = await send(site, upload_id, 300, SOME[300:], receiver=receiver)
     assert (row["state"], row["sha256"]) == ("COMPLETED", digest_of(SOME))
+    assert await site.contents(digest_of(SOME)) == SOME
 
 
 async def test_a_version_that_was_published_meanwhile_takes_no_file(site: Site) -> None:
@@ -652,6 +750,63 @@ async def test_few_hashes_are_kept(site: Site, monkeypatch: pytest.MonkeyPatch) 
         for upload_id in (first, second)
     ]
     assert [row["state"] for row in rows] == ["RECEIVED", "COMPLETED"]
+
+
+async def test_whatever_happens_the_bytes_are_right_and_nothing_is_left(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Clients break off and compete, tasks are cancelled, leases run out, at random moments."""
+    monkeypatch.setattr(intake, "FLUSH_BYTES", 100_000)
+    monkeypatch.setattr(intake, "FLUSH_SECONDS", 0.02)
+    chance = random.Random(7)
+    receivers = [site.receiver() for _ in range(2)]
+
+    async def sending(contents: bytes) -> AsyncIterator[bytes]:
+        at = 0
+        while at < len(contents):
+            piece = contents[at : at + chance.randint(1, 30_000)]
+            yield piece
+            at += len(piece)
+            if chance.random() < 0.2:
+                await asyncio.sleep(chance.random() * 0.02)
+            if chance.random() < 0.05:
+                raise GoneAway
+
+    async def attempt(upload_id: ObjectId, contents: bytes) -> None:
+        tasks = []
+        for _ in range(chance.choice([1, 1, 3])):
+            at = (await site.row(upload_id))["received_bytes"]
+            receiver = chance.choice(receivers)
+            tasks.append(
+                asyncio.create_task(
+                    receiver.receive(site.viewer, upload_id, at, sending(contents[at:]))
+                )
+            )
+            await asyncio.sleep(chance.random() * 0.1)
+            if chance.random() < 0.3:
+                await let_lease_run_out(site, upload_id)
+        if chance.random() < 0.5:
+            chance.choice(tasks).cancel()
+        for answer in await asyncio.gather(*tasks, return_exceptions=True):
+            expected = (dict, GoneAway, Conflict, Locked, asyncio.CancelledError)
+            assert isinstance(answer, expected), answer
+
+    async def upload(number: int) -> None:
+        contents = chance.randbytes(1_000_000)
+        upload_id = await create(site, len(contents), f"{number}")
+        while (row := await site.row(upload_id))["is_open"]:
+            if row["state"] == "RECEIVED":
+                await verified(site, upload_id)
+            else:
+                await attempt(upload_id, contents)
+        assert (row["state"], row["sha256"]) == ("COMPLETED", digest_of(contents))
+        assert await site.contents(row["sha256"]) == contents
+
+    await asyncio.gather(*(upload(number) for number in range(8)))
+    blobs = await site.database.find("blobs", {})
+    assert sorted(blob["key"] for blob in blobs) == [f"incoming/{key}" for key in site.kept()]
+    assert await site.counters() == (8, 8_000_000) * 2
+    assert await site.quota() == (0, 0)
 
 
 # Stores that have no files ----------------------------------------------------------------------

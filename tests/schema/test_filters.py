@@ -38,6 +38,7 @@ async def registry(ask: Asker, database: Database) -> None:
             "sizes": [1, 9],
         },
         formats=["SAFETENSORS"],
+        parameters=7 * 2**33,
         stats={"downloads_30d": 10},
     )
     version = await insert_version(database, first, {"a": 5})
@@ -86,6 +87,12 @@ async def registry(ask: Asker, database: Database) -> None:
         ({"state": ["DELETED"]}, []),
         ({"format": ["SAFETENSORS", "GGUF"]}, ["Alpha.1"]),
         ({"sizeBytes": {"gte": "5", "lte": 5}}, ["Alpha.1"]),
+        ({"parameters": {"gte": str(7 * 2**33), "lte": 7 * 2**33}}, ["Alpha.1"]),
+        ({"parameters": {"gte": 1}}, ["Alpha.1"]),
+        ({"parameters": {"gte": str(7 * 2**33 + 1)}}, []),
+        ({"parameters": {"lte": 0}}, ["alpha_2"]),
+        ({"parameters": {}}, ["Alpha.1", "alpha_2"]),
+        ({"not": {"parameters": {"gte": 1}}}, ["alpha_2"]),
         ({"downloads30d": {"lte": 9}}, ["alpha_2"]),
         ({"createdAt": {"gte": "2026-01-01T00:00:00Z"}}, ["Alpha.1", "alpha_2"]),
         ({"createdAt": {"gte": "2026-01-01T02:00:01+02:00"}}, []),

@@ -41,9 +41,13 @@ async def registry(database: Database, count: int = 23) -> list[dict[str, Any]]:
             "created_at": START + timedelta(milliseconds=chance.randrange(3)),
             "updated_at": START + timedelta(days=chance.randrange(3)),
         }
+        parameters = index % 4 * 2**33  # 0: not known
         words = " ".join(["whale"] * chance.randrange(1, 4))
-        model = await insert_model(owner, f"m{index:02}", stats=stats, summary=words, **moments)
-        found.append({"id": str(model.id), "name": model.name, **stats, **moments})
+        model = await insert_model(
+            owner, f"m{index:02}", stats=stats, summary=words, parameters=parameters, **moments
+        )
+        row = {"id": str(model.id), "name": model.name, "parameters": parameters}
+        found.append({**row, **stats, **moments})
     return found
 
 
@@ -53,6 +57,7 @@ PATHS = {
     "DOWNLOADS_ALL_TIME": "downloads_all",
     "LIKES": "likes",
     "SIZE": "size_bytes",
+    "PARAMETERS": "parameters",
     "UPDATED_AT": "updated_at",
     "CREATED_AT": "created_at",
     "NAME": "name",

@@ -475,8 +475,29 @@ async def test_a_version_with_files(ask: Asker, database: Database) -> None:
     plain = {"modelId": given["modelId"]}
     without = await change(ask, viewer, "createModelVersion", selected, plain)
     assert (without["uploads"], without["modelVersion"]["status"]) == ([], "DRAFT")
-    published = await change(ask, viewer, "publishModelVersion", selected, {"id": version["id"]})
-    assert published["userErrors"] == [{"code": "INVALID_TRANSITION", "path": ["id"]}]
+    # Said to be whole once more, given up, published: the job goes on with what is there.
+    whole = {"id": a["id"], "sha256": empty}
+    shown = "upload { id state } job { kind }"
+    assert await change(ask, viewer, "completeUpload", shown, whole) == {
+        "upload": {"id": a["id"], "state": "COMPLETED"},
+        "job": a["job"],
+        "userErrors": [],
+    }
+    assert a["job"] == {"kind": "VERIFY_FILE"}
+    selected = "modelVersion { status } uploads { id } job { kind subject { id } }"
+    assert await change(ask, viewer, "publishModelVersion", selected, {"id": version["id"]}) == {
+        "modelVersion": None,
+        "uploads": [],
+        "job": None,
+        "userErrors": [{"code": "INVALID_TRANSITION", "path": ["id"]}],
+    }
+    await change(ask, viewer, "abortUpload", shown, {"id": b["id"]})
+    assert await change(ask, viewer, "publishModelVersion", selected, {"id": version["id"]}) == {
+        "modelVersion": {"status": "PROCESSING"},
+        "uploads": [],
+        "job": {"kind": "FINALIZE_VERSION", "subject": {"id": version["id"]}},
+        "userErrors": [],
+    }
 
 
 # What is stored ----------------------------------------------------------------------------------

@@ -100,7 +100,7 @@ def _keys(limits: Limits) -> Row:
 def _events(limits: Limits) -> Row:
     seconds = int(limits.events.timestamp())
     return {
-        "stream": Stream.JOBS.value,
+        "stream": {"$in": [Stream.JOBS.value, Stream.UPLOADS.value]},
         "position": {"$type": "string", "$lt": position_of(Timestamp(seconds, 0), 0)},
     }
 

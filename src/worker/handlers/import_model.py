@@ -73,6 +73,7 @@ async def import_model(job: Row, tools: Tools) -> Row:
         folder,
         given["owner"],
         given["name"],
+        settings=tools.settings,
         max_card_bytes=tools.settings.max_card_bytes,
         report=report,
         within=root,

@@ -2,10 +2,12 @@
 
 Contents that are found to be others, or gone, count as not stored from then on: their files are not
 given out, no upload is answered with them, and whoever brings the same contents again mends all of it.
+Those that are right, and were never looked into, or by another scanner than ours, are inspected.
 """
 
 import asyncio
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Final
@@ -21,6 +23,7 @@ from modelharbor.db.jobs import LEAST_ID, Level
 from modelharbor.errors import NotStored
 from modelharbor.resolvers.access import full_name
 from modelharbor.resolvers.blobs import as_stored, mark_damaged
+from modelharbor.resolvers.inspections import inspect_blob
 from modelharbor.storage.blobs import blob_key
 from modelharbor.worker.tools import Tools
 
@@ -122,7 +125,10 @@ class _Verifying:
         async def read() -> None:
             # Several of these share one iterator: each takes the next when it is done with one.
             for row in waiting:
-                (right if await self._is_whole(row) else wrong).append(row)
+                is_whole = await self._is_whole(row)
+                (right if is_whole else wrong).append(row)
+                if is_whole:
+                    await self._inspect(row)
 
         try:
             async with asyncio.TaskGroup() as group:
@@ -165,6 +171,13 @@ class _Verifying:
             return False
         wanted: str = row["sha256"]
         return digest == wanted
+
+    async def _inspect(self, row: Row) -> None:
+        tools = self.tools
+        with suppress(NotStored):  # removed since
+            await inspect_blob(
+                tools.database, tools.storage, tools.fence, row["sha256"], renew=True
+            )
 
     async def passed(self, last: ObjectId) -> None:
         async def write(session: AsyncClientSession) -> Row:

@@ -12,6 +12,7 @@ from modelharbor.db.base import Row, utc_now
 from modelharbor.db.files import BlobDocument, FileDocument, FileFormat, FileRole
 from modelharbor.db.jobs import JobKind
 from modelharbor.errors import ErrorCode
+from modelharbor.inspection.fence import SCANNER
 from modelharbor.resolvers.blobs import announce_blobs, are_here, record_blobs
 from modelharbor.resolvers.files import FileEntry
 from modelharbor.resolvers.jobs import cancel_job, start_verification
@@ -235,3 +236,17 @@ async def test_it_is_for_operators(yard: Yard) -> None:
     ada = viewer_of(await insert_actor("ada"))
     async with refused(yard.database, ErrorCode.FORBIDDEN):
         await start_verification(yard.database, ada)
+
+
+async def test_what_nobody_has_looked_into_is_inspected(vault: Vault) -> None:
+    """So contents from before there were inspections get theirs, and those of an older scanner anew."""
+    old = {"verdict": "SAFE", "scanner": "older 0", "scanned_at": ago(40), "findings": []}
+    evil = await vault.put(b"cos\nsystem\n(S'id'\ntR.", inspection=old)
+    text = await vault.put(b"Nothing but words.")
+    wrong = await vault.put(b"other bytes")
+    vault.path(wrong).write_bytes(b"OTHER BYTES")
+    assert (await vault.verified())["damaged"] == 1
+    found = [(await vault.row(blob))["inspection"] for blob in (evil, text)]
+    assert [each["verdict"] for each in found] == ["UNSAFE", "SAFE"]
+    assert [each["scanner"] for each in found] == [SCANNER, SCANNER]
+    assert (await vault.row(wrong))["inspection"] is None
