@@ -3,7 +3,7 @@
 import re
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Final
 
 import typer
 
@@ -11,6 +11,8 @@ from modelharbor.client import Client, ClientError, Transferred, Version, model_
 
 from .bars import Board, shown_bars
 from .remote import (
+    FAILED,
+    QUARANTINED,
     AsJson,
     Parallel,
     Quiet,
@@ -18,9 +20,13 @@ from .remote import (
     Url,
     counted,
     fail,
+    plainly,
     show_result,
     with_client,
 )
+from .running import end
+
+HELD_BACK: Final = {"QUARANTINED": QUARANTINED, "FAILED": FAILED}
 
 
 def pull(
@@ -60,6 +66,14 @@ def pull(
 
     async def work(client: Client) -> tuple[Version, Path, Transferred]:
         version = await client.resolve(reference)
+        if version.status in HELD_BACK:
+            reason = await client.reason(version.id)
+            end(
+                plainly(
+                    f"{version.reference} is {version.status}: {reason or 'its files may do harm.'} Who may publish it fetches single files by `downloadUrl(acceptQuarantined: true)`."
+                ),
+                HELD_BACK[version.status],
+            )
         where = folder or Path(name)
         with shown_bars(hidden=quiet or as_json) as bars:
             known = not include

@@ -100,6 +100,7 @@ def push(
     visibility = None if private is None else "PRIVATE" if private else "PUBLIC"
 
     async def work(client: Client) -> Pushed:
+        await _refuse_early(client, reference, publish=publish, promote=publish and bool(alias))
         with shown_bars(hidden=quiet or as_json) as bars:
             board = Board(bars, "Files", len(files), size_bytes)
             draft, sent = await client.upload_folder(
@@ -128,6 +129,19 @@ def push(
         interrupted="Stopped. The same command goes on from here; what was published is processed by the server all the same.",
     )
     _show(pushed, as_json=as_json, quiet=quiet)
+
+
+async def _refuse_early(client: Client, reference: str, *, publish: bool, promote: bool) -> None:
+    """What the server would refuse after all bytes were sent."""
+    held = await client.permissions(reference)
+    if held is None:
+        return  # it will be made
+    needed = ["WRITE", *(["PUBLISH"] if publish else []), *(["PROMOTE"] if promote else [])]
+    missing = [each for each in needed if each not in held]
+    if missing:
+        raise ClientError(
+            f"This needs {' and '.join(missing)} on {reference}, which you or this token have not."
+        )
 
 
 async def _publish(client: Client, pushed: Pushed, aliases: Sequence[str], bars: Bars) -> None:

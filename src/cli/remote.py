@@ -21,7 +21,9 @@ QUARANTINED: Final = 4
 FAILED: Final = 5
 INTERRUPTED: Final = 130  # as of a shell: 128 + SIGINT
 EXIT_CODES: Final = "Exit codes: 0 done; 1 refused, or it failed; 2 the command is mistyped; 3 the server cannot be reached; 130 interrupted."
-PUSH_EXIT_CODES: Final = f"{EXIT_CODES[:-1]}; 4 the version is quarantined; 5 the version failed."
+VERSION_EXIT_CODES: Final = (
+    f"{EXIT_CODES[:-1]}; 4 the version is quarantined; 5 the version failed."
+)
 URL_VARIABLE: Final = "MODELHARBOR_URL"
 TOKEN_VARIABLE: Final = "MODELHARBOR_TOKEN"
 Url = Annotated[

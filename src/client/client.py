@@ -25,6 +25,7 @@ from .publishing import (
     findings_of,
     follow,
     publish,
+    reason_of,
 )
 from .records import (
     File,
@@ -202,6 +203,16 @@ class Client:
         if row is None:
             raise Rejected(f"There is no {reference}, or it is not yours to see.", "NOT_FOUND")
         return version_of(row)
+
+    async def permissions(self, reference: str) -> frozenset[str] | None:
+        """What one may do with the model of a reference; None: there is none that one may see."""
+        owner, name = model_name(reference)
+        row = (await self.execute(documents.PERMISSIONS, {"owner": owner, "name": name}))["model"]
+        return None if row is None else frozenset(row["viewerCan"])
+
+    async def reason(self, version_id: str) -> str | None:
+        """Why a version has the status that it has, in a sentence; None: nothing is said."""
+        return await reason_of(self, version_id)
 
     async def version(self, version_id: str) -> Version:
         return version_of(await self._node(documents.VERSION, version_id))

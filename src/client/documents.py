@@ -39,6 +39,10 @@ MODEL: Final = """query Model($owner: String!, $name: String!) {
   model(owner: $owner, name: $name) { id fullName visibility }
 }"""
 
+PERMISSIONS: Final = """query Permissions($owner: String!, $name: String!) {
+  model(owner: $owner, name: $name) { viewerCan }
+}"""
+
 LATEST: Final = f"""query Latest($model: ID!, $by: ID!, $status: [VersionStatus!]!) {{
   model(id: $model) {{
     versions(

@@ -328,7 +328,10 @@ def _checksum(headers: Headers) -> Checksum | None:
 def _check_content(headers: Headers) -> None:
     if headers.get("content-type", "").strip().lower() != MEDIA:
         raise UnsupportedMediaType(f"Bytes come as `Content-Type: {MEDIA}`.")
-    if headers.get("content-encoding", "identity").strip().lower() != "identity":
+    coding = headers.get("transfer-encoding", "chunked").strip().lower()
+    if coding != "chunked" or (
+        headers.get("content-encoding", "identity").strip().lower() != "identity"
+    ):
         raise UnsupportedMediaType("The bytes may not be compressed.")
 
 

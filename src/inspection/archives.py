@@ -13,6 +13,7 @@ import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, Final
 
 from .reports import Report, shown
@@ -24,7 +25,8 @@ MOST_DIRECTORY_BYTES: Final = 64 * 1024 * 1024
 MOST_DEPTH: Final = 2  # archives within an archive
 HEAD_BYTES: Final = 8192  # of a member, to see what it is
 EXPECTED_AT_ONCE: Final = 32  # headers of members that are fetched together
-MOST_COMMENT_BYTES: Final = 0xFFFF
+TAIL_BYTES: Final = 0x11000
+"""Behind an end record. A comment has 0xFFFF; some readers look further, by a byte or a page."""
 
 _END: Final = struct.Struct("<4s4H2LH")
 _END_64: Final = struct.Struct("<4sQ2H2L4Q")
@@ -63,8 +65,9 @@ class Directory:
     start: int
     size: int
     count: int
-    prefix: int  # bytes that lie before the archive
+    prefix: int  # bytes that lie before the archive; negative where its places are too far behind
     comment_end: int
+    is_ambiguous: bool  # readers find different directories
 
 
 Look = Callable[[Source, Member, bytes], bool]
@@ -73,7 +76,7 @@ Look = Callable[[Source, Member, bytes], bool]
 
 def find_directory(source: Source) -> Directory | None:
     """By the last end record whose directory is where it says; None: it is no zip archive."""
-    length = min(source.size, MOST_COMMENT_BYTES + _END.size)
+    length = min(source.size, TAIL_BYTES + _END.size)
     tail_at = source.size - length
     tail = source.read(tail_at, length)
     at = tail.rfind(END_SIGN)
@@ -90,24 +93,32 @@ def _directory_at(source: Source, end_at: int) -> Directory | None:
         return None
     _, _, _, _, count, size, offset, comment = _END.unpack(source.read(end_at, _END.size))
     end = end_at
+    narrow, is_ambiguous = (count, size, offset), False
     if end_at >= _LOCATOR.size:
         sign, _, record_at, _ = _LOCATOR.unpack(source.read(end_at - _LOCATOR.size, _LOCATOR.size))
         if sign == _LOCATOR_SIGN:
             # It lies right before its locator, or where that says, when nothing is in front.
-            for place in (end_at - _LOCATOR.size - _END_64.size, record_at):
+            right_before = end_at - _LOCATOR.size - _END_64.size
+            is_ambiguous = record_at != right_before
+            for place in (right_before, record_at):
                 if place >= 0 and place + _END_64.size <= end_at:
                     record = _END_64.unpack(source.read(place, _END_64.size))
                     if record[0] == _END_64_SIGN:
                         count, size, offset, end = *record[7:10], place
                         break
+            most = (_MAX_16, _MAX_32, _MAX_32)
+            is_ambiguous = is_ambiguous or any(
+                said not in (whole, full)
+                for said, whole, full in zip(narrow, (count, size, offset), most, strict=True)
+            )
     start = end - size
-    if start < 0 or offset > start:
+    if start < 0 or (offset > start and not size):
         return None
     if size and source.read(start, min(4, size)) != CENTRAL_SIGN:
         return None
     if not size and count:
         return None
-    return Directory(end_at, start, size, count, start - offset, end_at + _END.size + comment)
+    return Directory(end_at, start, size, count, start - offset, end_at + _END.size + comment, is_ambiguous)
 
 
 def member_names(source: Source, directory: Directory) -> list[str]:
@@ -119,7 +130,13 @@ def member_names(source: Source, directory: Directory) -> list[str]:
 
 def scan_zip(source: Source, directory: Directory, report: Report, look: Look) -> list[str]:
     """Tells what is wrong with it, has each member looked at, answers their names."""
-    if directory.prefix:
+    if directory.is_ambiguous:
+        report.suspicious(
+            "zip.mismatch", "Readers of the archive find different directories.", directory.start
+        )
+    if directory.prefix < 0:
+        report.suspicious("zip.mismatch", "The archive says that it begins in front of itself.", 0)
+    if directory.prefix > 0:
         report.suspicious(
             "polyglot.prefix",
             f"{directory.prefix:,} bytes lie in front of the archive: it is two files in one.",
@@ -266,8 +283,8 @@ def _with_local_headers(source: Source, members: Sequence[Member], report: Repor
     found = []
     for member in _expected(source, sorted(members, key=lambda each: each.header_at)):
         at = member.header_at
-        if at + _LOCAL.size > source.size:
-            report.broken("zip.header", f"{shown(member.name)} lies behind the end.", at)
+        if not 0 <= at <= source.size - _LOCAL.size:
+            report.broken("zip.header", f"{shown(member.name)} lies outside of the archive.")
             continue
         fields = _LOCAL.unpack(source.read(at, _LOCAL.size))
         sign, _, flags, method, _, _, crc, packed, size, name_length, extra_length = fields
@@ -473,7 +490,14 @@ def _unpacker(packed: Source, member: Member) -> Any:
 
 BLOCK: Final = 512
 _MOST_LONG_NAME: Final = 64 * 1024
-_LONG_NAME, _LONG_LINK, _PAX, _PAX_GLOBAL = b"L", b"K", b"x", b"g"
+_LONG_NAME, _LONG_LINK, _PAX_GLOBAL = b"L", b"K", b"g"
+_PAX: Final = {b"x", b"X"}
+_SPARSE: Final = b"S"
+_TAR_NUMBERS: Final = (100, 108, 116, 124, 136, 148)  # where they begin in a header
+# What changes where the next header is, or stands for more than one member.
+_PAX_SIZES: Final = re.compile(rb"(?:\A|\n)\d+ (?:size|GNU\.sparse\.[^=\n]*)=")
+_PAX_NAMES: Final = re.compile(rb"(?:\A|\n)\d+ (?:path|linkpath)=")
+_REGULAR: Final = {b"0", b"\x00"}
 _LINKS: Final = {b"1": "a link", b"2": "a link"}
 _DEVICES: Final = {b"3", b"4", b"6"}
 
@@ -488,18 +512,28 @@ class Entry:
 
 
 def is_tar(head: bytes) -> bool:
-    return head[257:262] == b"ustar" and _tar_sum_is_right(head[:BLOCK])
+    """By the numbers of its first header, and their sum: the oldest kind has no sign."""
+    header = head[:BLOCK]
+    return _tar_sum_is_right(header) and None not in [
+        _octal(header[start:end]) for start, end in pairwise(_TAR_NUMBERS)
+    ]
 
 
 def _tar_sum_is_right(header: bytes) -> bool:
-    said = _octal(header[148:156])
-    return len(header) == BLOCK and said == sum(header) - sum(header[148:156]) + 8 * 32
+    if len(header) != BLOCK:
+        return False
+    summed = header[:148] + b" " * 8 + header[156:]
+    unsigned = sum(summed)
+    # Some programs added signed bytes, and readers take both.
+    signed = unsigned - 256 * sum(each > 127 for each in summed)
+    return _octal(header[148:156]) in (unsigned, signed)
 
 
 def _octal(field: bytes) -> int | None:
     if field[:1] in (b"\x80", b"\xff"):
-        return int.from_bytes(field[1:], "big") if field[:1] == b"\x80" else None
-    text = field.strip(b" \x00")
+        wide = int.from_bytes(field[1:], "big")
+        return wide if field[:1] == b"\x80" else wide - 256 ** (len(field) - 1)
+    text = field.partition(b"\x00")[0].strip()
     try:
         return int(text or b"0", 8)
     except ValueError:
@@ -511,12 +545,13 @@ def scan_tar(source: Source, report: Report, look: Callable[[Source, Entry], Non
     entries: list[Entry] = []
     at = 0
     long_name: str | None = None
+    long_link: str | None = None
     while at + BLOCK <= source.size:
         header = source.read(at, BLOCK)
         if not header.strip(b"\x00"):
             break
         size = _octal(header[124:136])
-        if size is None or not _tar_sum_is_right(header):
+        if size is None or size < 0 or not _tar_sum_is_right(header):
             report.broken("tar.header", "A header within the archive is damaged.", at)
             break
         kind, start = header[156:157], at + BLOCK
@@ -527,23 +562,41 @@ def scan_tar(source: Source, report: Report, look: Callable[[Source, Entry], Non
         if start + size > source.size:
             report.broken("tar.truncated", "The file ends before its contents do.", source.size)
             break
-        if kind in (_LONG_NAME, _PAX):
+        if kind in (_LONG_NAME, _LONG_LINK, _PAX_GLOBAL, *_PAX):
             if size > _MOST_LONG_NAME:
                 report.suspicious("tar.name", "A member has an absurdly long name.", start)
-            elif (found := _long_name(kind, source.read(start, size))) is not None:
+                continue
+            contents = source.read(start, size)
+            is_pax = kind not in (_LONG_NAME, _LONG_LINK)
+            if is_pax and _PAX_SIZES.search(contents):
+                report.suspicious(
+                    "tar.ambiguous", "Readers find different members behind this one.", start
+                )
+            if kind == _PAX_GLOBAL:
+                if _PAX_NAMES.search(contents):
+                    report.suspicious("tar.name", "One name is given to all members.", start)
+                continue
+            if kind != _LONG_LINK and (found := _long(contents, b"path", is_pax)) is not None:
                 long_name = found
-            continue
-        if kind in (_LONG_LINK, _PAX_GLOBAL):
+            if kind != _LONG_NAME and (found := _long(contents, b"linkpath", is_pax)) is not None:
+                long_link = found
             continue
         name = long_name if long_name is not None else _short_name(header)
-        long_name = None
+        target = long_link
+        long_name = long_link = None
         report.members -= 1
         if report.members < 0:
             report.suspicious("tar.members", "The archive has too many members to be looked at.")
             break
         check_name(name, "tar", report)
+        is_folder = kind == b"5" or (kind in _REGULAR and name.endswith("/"))
+        if kind == _SPARSE or (is_folder and size):
+            report.suspicious(
+                "tar.ambiguous", f"Readers find different members behind {shown(name)}.", start
+            )
         if kind in _LINKS:
-            target = header[157:257].partition(b"\x00")[0].decode("utf-8", "replace")
+            if target is None:
+                target = header[157:257].partition(b"\x00")[0].decode("utf-8", "replace")
             if target[:1] in ("/", "\\") or ".." in re.split(r"[/\\]", target):
                 report.unsafe("tar.slip", f"{shown(name)} is a link to {shown(target)}.", at)
         elif kind in _DEVICES:
@@ -564,11 +617,12 @@ def _short_name(header: bytes) -> str:
     return f"{prefix}/{name}" if prefix else name
 
 
-def _long_name(kind: bytes, contents: bytes) -> str | None:
-    if kind == _LONG_NAME:
+def _long(contents: bytes, key: bytes, is_pax: bool) -> str | None:
+    """A name that is too long for a header; of equal keys the last counts."""
+    if not is_pax:
         return contents.partition(b"\x00")[0].decode("utf-8", "replace")
-    found = re.search(rb"(?:\A|\n)\d+ path=([^\n]*)\n", contents)
-    return None if found is None else found[1].decode("utf-8", "replace")
+    found = re.findall(rb"(?:\A|\n)\d+ " + key + rb"=([^\n]*)(?=\n)", contents)
+    return found[-1].decode("utf-8", "replace") if found else None
 
 
 # Compressed files -------------------------------------------------------------------------------
@@ -578,8 +632,9 @@ _COMPRESSED: Final = (
     (b"\x1f\x8b\x08", "gzip"),
     (b"BZh", "bzip2"),
     (b"\xfd7zXZ\x00", "xz"),
-    (b"\x5d\x00\x00", "lzma"),
+    (b"\x5d\x00", "lzma"),
     (b"\x04\x22\x4d\x18", "lz4"),
+    (b"ZF0x", "joblib"),
     *((b"\x78" + level, "zlib") for level in (b"\x01", b"\x5e", b"\x9c", b"\xda")),
 )
 
@@ -623,6 +678,11 @@ def scan_compressed(
     whether it would matter."""
     if kind == "lz4":
         report.suspicious("compressed.lz4", "It is compressed by LZ4, which is not looked into.")
+        return
+    if kind == "joblib":
+        report.suspicious(
+            "compressed.joblib", "It is compressed as old joblib did it, which is not looked into."
+        )
         return
     if report.depth > MOST_DEPTH:
         report.suspicious("compressed.nested", "Too many files lie in one another.")

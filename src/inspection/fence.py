@@ -138,7 +138,13 @@ class Fence:
                 if self._server is not None:
                     await self._server.end()
                     log_event(log, logging.WARNING, "inspection.restarted")
-                self._server = await _start(self._arguments)
+                starting = asyncio.ensure_future(_start(self._arguments))
+                try:
+                    self._server = await asyncio.shield(starting)
+                except asyncio.CancelledError:
+                    with suppress(Exception):  # whatever it is, nobody waits for it any more
+                        self._server = await starting  # `end` is to find it
+                    raise
                 if not self._server.filters_calls and not self._told:
                     self._told = True
                     log_event(log, logging.WARNING, "inspection.unfiltered", platform=sys.platform)

@@ -99,11 +99,16 @@ def _zip_names(head: bytes) -> list[str]:
 
 
 def _looks_like_onnx(head: bytes) -> bool:
-    """A protobuf with a small number (`ir_version`), then a short printable text (`producer_name`).
+    """A protobuf with a small number (`ir_version`), then a short printable text (`producer_name`),
+    or the graph itself where it has no such name.
 
     SavedModel and Core ML begin alike, but have a nested message in the second place.
     """
-    if len(head) < 5 or head[0] != 0x08 or not 1 <= head[1] <= 32 or head[2] != 0x12:
+    if len(head) < 5 or head[0] != 0x08 or not 1 <= head[1] <= 32:
+        return False
+    if head[2] == 0x3A:
+        return True
+    if head[2] != 0x12:
         return False
     length = head[3]
     name = head[4 : 4 + length]

@@ -232,6 +232,11 @@ def _are_pickles(walks: Sequence[Walk], source: Source) -> bool:
         or any(module.strip() and name.strip() for module, name in walk.imports)
         for walk in walks
     )
+    if any(
+        walk.end is not None and any(judge(*each) is Judgement.DANGEROUS for each in walk.imports)
+        for walk in walks
+    ):
+        return True  # the import alone may do it, whatever follows
     end = walks[-1].end if walks else None
     return imports and end is not None and source.size - end <= 2  # an editor's end of a line
 
@@ -549,6 +554,8 @@ def _key(value: bytes, argument: int) -> int:
     """Of the memo; _LOST where no one can tell, and then all that the memo holds is unknown."""
     if argument > 0:
         return int.from_bytes(value, "little")
+    if len(value) >= KEPT_LINE_BYTES:  # cut off, and zeros may be all that was kept of a number
+        return _LOST
     try:
         return int(value.partition(b"\x00")[0])
     except ValueError:

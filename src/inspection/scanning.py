@@ -2,7 +2,6 @@
 
 import re
 from collections.abc import Sequence
-from contextlib import suppress
 from functools import partial
 from pathlib import PurePosixPath
 from typing import Final
@@ -34,6 +33,7 @@ from .source import Malformed, Source
 
 HDF5: Final = b"\x89HDF\r\n\x1a\n"
 NUMPY: Final = b"\x93NUMPY"
+FIRST_HDF5: Final = 512  # bytes; where its sign may be, beside the very beginning
 MOST_NUMPY_HEADER: Final = 1024 * 1024  # bytes; NumPy itself takes 10,000 where it is not told more
 MOST_MARKUP_BYTES: Final = 4 * 1024 * 1024  # that are searched for scripts
 MOST_CONFIG_BYTES: Final = 16 * 1024 * 1024
@@ -41,6 +41,11 @@ MOST_MEMBER_TEXT: Final = 1024 * 1024  # of an archive's members that are search
 _STORAGE: Final = re.compile(r"(?:.*/)?data/\d+\Z")  # of torch.save: bare numbers
 _SCRIPT: Final = re.compile(
     rb"<script\b|\bjavascript:|<[^<>]{1,500}\son\w{3,20}\s*=", re.IGNORECASE
+)
+_YAML_OBJECT: Final = re.compile(
+    rb"^(?:[^#\n`\"']*[\s\[{,:-])?!!python/(?:object|module|name)|^%TAG[^\n]*yaml\.org,2002:"
+    rb"|!<tag:yaml\.org,2002:python/(?:object|module|name)",
+    re.MULTILINE,
 )
 _MARKUP: Final = re.compile(
     rb"\s*(?:\xef\xbb\xbf)?\s*<(?:!doctype|html|svg|\?xml|!--|head|body)", re.I
@@ -70,12 +75,15 @@ def scan(source: Source, report: Report) -> FileFormat:
     head = source.head(HEAD_BYTES)
     entries: list[Entry] = []
     if _is_zip(head):
+        _check_hdf5_behind(source, report)
         return _scan_zip(source, report)
     if is_tar(head):
         entries = scan_tar(source, report, partial(_scan_entry, report))
         found = FileFormat.OTHER
     else:
         found = _scan_one(source, head, report)
+    if not head.startswith(HDF5):
+        _check_hdf5_behind(source, report)
     _check_zip_behind(source, entries, report)
     return found
 
@@ -125,6 +133,10 @@ def _scan_text(source: Source, head: bytes, report: Report) -> None:
         return
     text = source.read(0, min(source.size, MOST_TEXT_BYTES))
     find_secrets(text, report)
+    if (found := _YAML_OBJECT.search(text)) is not None:
+        report.suspicious(
+            "text.yaml_object", "Loaded as YAML, it can import and call Python.", found.start()
+        )
     if _MARKUP.match(head) and (found := _SCRIPT.search(text, 0, MOST_MARKUP_BYTES)):
         report.note("text.script", "It has a script, which browsers would run.", found.start())
 
@@ -168,11 +180,30 @@ def _is_fat_mach_o(head: bytes) -> bool:
     return head.startswith(b"\xca\xfe\xba\xbe") and 0 < int.from_bytes(head[4:8], "big") < 30
 
 
+def _check_hdf5_behind(source: Source, report: Report) -> None:
+    """Its library looks for the sign at 0, 512, and each time twice as far: what is in front is the
+    user's, and may be anything."""
+    places = []
+    at = FIRST_HDF5
+    while at + len(HDF5) <= source.size:
+        places.append((at, len(HDF5)))
+        at *= 2
+    source.expect(places)
+    for at, length in places:
+        if source.read(at, length) == HDF5:
+            report.suspicious(
+                "polyglot.hdf5",
+                "An HDF5 file lies behind its beginning, which some programs open in its place.",
+                at,
+            )
+            return
+
+
 def _check_zip_behind(source: Source, entries: Sequence[Entry], report: Report) -> None:
     """Programs find an archive by its end, whatever is in front; but not where it is the last member
     of another one, which was looked at there."""
     directory = find_directory(source)
-    if directory is None or not directory.count:
+    if directory is None or not (directory.count or directory.size):
         return
     if any(each.start <= directory.end_at < each.start + each.size for each in entries):
         return
@@ -223,13 +254,23 @@ def _scan_member(report: Report, contents: Source, member: Member, head: bytes) 
     if PurePosixPath(member.name).suffix.lower() in _PICKLE_SUFFIXES:
         scan_pickles(contents, report)
         return True
-    if member.name == "config.json" and contents.size <= MOST_CONFIG_BYTES:
+    if member.name == "config.json":
         # Keras believes it whatever else is in the archive.
-        with suppress(Unreadable):
-            for finding in layer_findings(load(contents.read(0, contents.size))[0]):
-                report.take(finding)
+        _scan_layers(contents, report)
     found = _scan_one(contents, head, report, weights=weights)
     return found is FileFormat.PYTORCH_PICKLE
+
+
+def _scan_layers(contents: Source, report: Report) -> None:
+    try:
+        if contents.size > MOST_CONFIG_BYTES:
+            raise Unreadable("too_large", "The document is too large to be read.")
+        config, _ = load(contents.read(0, contents.size))
+    except Unreadable as problem:
+        report.suspicious("keras.unread", problem.detail)
+        return
+    for finding in layer_findings(config):
+        report.take(finding)
 
 
 def _scan_entry(report: Report, contents: Source, entry: Entry) -> None:

@@ -93,6 +93,7 @@ async def put_jobs(
     principals: Sequence[str],
     created_by_id: ObjectId | None = None,
     scopes: Sequence[Permission | str] = (),
+    max_attempts: int = 5,
 ) -> list[Row]:
     """Many jobs of one lane in few commands; no children, without idempotency keys. In their order."""
     if not new:
@@ -107,6 +108,7 @@ async def put_jobs(
             principals=list(principals),
             subject=each.subject,
             turn=turn + place,
+            max_attempts=max_attempts,
         )
         for place, each in enumerate(new)
     ]

@@ -39,6 +39,8 @@ from .telling import tell_of_upload, tell_of_uploads
 log = logging.getLogger(__name__)
 AT_ONCE: Final = 100  # uploads that complete in one transaction
 TAKING_STATES: Final = frozenset(state.value for state in TAKING)
+# Of a job that reads what is stored: over a quarter of an hour, for the store may be gone meanwhile.
+VERIFY_ATTEMPTS: Final = 15
 NOTHING_KNOWN: Final = b"\0"  # a head that says nothing: the name alone tells the format
 NOT_HELD: Final[Row] = {"holder": None, "held_until": None, "rate": None}
 CHANGED: Final = (
@@ -434,6 +436,7 @@ async def put_file_jobs(
             kind=JobKind.VERIFY_FILE,
             principals=job_principals(creator_id, theirs[0][0]["owner_id"]),
             created_by_id=creator_id,
+            max_attempts=VERIFY_ATTEMPTS,
         )
         found.update(
             (upload["_id"], job["_id"]) for (upload, _), job in zip(theirs, jobs, strict=True)

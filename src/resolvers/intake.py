@@ -36,7 +36,10 @@ from .telling import tell_of_upload
 
 BLOCK: Final = 256 * 1024  # bytes that are worth a turn; the server hands over 64 KiB and less
 MOST_WAITING: Final = 4 * BLOCK  # bytes that came and are not written: then the client waits
-FLUSH_BYTES: Final = 8 * 1024 * 1024
+FLUSH_BYTES: Final = 2 * 1024 * 1024
+# Written and not counted yet: then the store is waited for. What a client sends again after this process
+# died is that, and what was on its way.
+MOST_UNCOUNTED: Final = 6 * 1024 * 1024
 FLUSH_SECONDS: Final = 0.5
 RATE_SECONDS: Final = 5.0
 RENEWALS: Final = 3  # in the time of a lease
@@ -99,6 +102,10 @@ class Holding:
     def _received(self, written: int) -> int:
         return sum(int(each["size_bytes"]) for each in self._before) + written
 
+    def uncounted(self, written: int) -> int:
+        """Of so many bytes of the segment, how many would be lost now."""
+        return self._received(written) - self.recorded
+
     def segments(self, written: int) -> list[Row]:
         """All segments, the last one with so many bytes: also with none, or the next holder would go on
         in one before it, which another that was taken over may still write."""
@@ -130,7 +137,8 @@ class Holding:
         if row is None:
             raise await self.lost()
         came, self.recorded, self.row = received - self.recorded, received, row
-        if row["state"] == UploadState.PAUSED.value:
+        # With all of its bytes it is done, whoever wished it to wait: no client would send more.
+        if row["state"] == UploadState.PAUSED.value and received < row["size_bytes"]:
             raise _paused()
         if row["part_of"] is not None and came:
             await self._add_to_whole(row["part_of"], came)
@@ -375,6 +383,13 @@ class Intake:
                 if beside is not None and beside.done():
                     beside.result()
                     beside = None
+                if (
+                    beside is not None
+                    and self._hash is None
+                    and holding.uncounted(writer.size) >= MOST_UNCOUNTED
+                ):
+                    await asyncio.wait([beside])
+                    continue
                 now = loop.time()
                 is_due = self._since is not None and now >= self._since + FLUSH_SECONDS
                 if self._waiting and (self._waiting >= BLOCK or is_due or self._is_over):

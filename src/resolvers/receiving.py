@@ -51,6 +51,7 @@ from modelharbor.storage.incoming import INCOMING
 from .completing import (
     NOT_HELD,
     TAKING_STATES,
+    VERIFY_ATTEMPTS,
     Arrived,
     Completions,
     discard,
@@ -270,6 +271,7 @@ class Receiver:
             created_by_id=upload["created_by_id"],
             principals=upload["principals"],
             subject=version_subject(upload),
+            max_attempts=VERIFY_ATTEMPTS,
         )
         row: Row | None = await uploads.find_one_and_update(
             mine,

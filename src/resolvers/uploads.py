@@ -21,7 +21,7 @@ from modelharbor.db.base import Row, utc_now
 from modelharbor.db.connection import Database
 from modelharbor.db.events import EventKind
 from modelharbor.db.files import path_key
-from modelharbor.db.jobs import ENDED, JobState
+from modelharbor.db.jobs import ENDED, JobKind, JobState
 from modelharbor.db.models import ModelState
 from modelharbor.db.tokens import Permission
 from modelharbor.db.uploads import TAKING, UploadDocument, UploadProtocol, UploadState
@@ -857,18 +857,21 @@ async def _abort_orphans(database: Database, storage: BlobStore) -> list[Row]:
 async def _fail_stuck(database: Database, storage: BlobStore, now: datetime) -> list[Row]:
     """Of jobs that ended and left them open: theirs died too often, or was cancelled."""
     rows = await _overdue(database, now, {UploadState.RECEIVED.value, UploadState.VERIFYING.value})
+    # Not only its first one: that was cancelled, say, and the publishing of its version put another.
     jobs = await database.find(
         "jobs",
         {
-            "_id": {"$in": [row["job_id"] for row in rows]},
+            "subject.id": {"$in": list({row["version_id"] for row in rows})},
+            "kind": JobKind.VERIFY_FILE.value,
+            "input.upload_id": {"$in": [row["_id"] for row in rows]},
             "state": {"$nin": [state.value for state in ENDED - {JobState.SUCCEEDED}]},
         },
-        projection={"_id": 1},
+        projection={"input.upload_id": 1},
     )
-    going = {job["_id"] for job in jobs}
+    going = {job["input"]["upload_id"] for job in jobs}
     failing = Failing(ErrorCode.INTERNAL, "The job that was to verify it has ended without it.")
     return [
         await end(database, storage, row, UploadState.FAILED, failing=failing)
         for row in rows
-        if row["job_id"] not in going
+        if row["_id"] not in going
     ]

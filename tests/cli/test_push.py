@@ -119,6 +119,28 @@ async def test_what_is_harmful_has_its_own_code(run: Run, quay: Quay, folder: Pa
     assert done.err.startswith("modelharbor: ada/tiny:1 is QUARANTINED")
     assert again.out.startswith("ada/tiny:1 is QUARANTINED\n")
     assert [row["status"] for row in await quay.rows("versions")] == ["QUARANTINED"]
+    pulled = await run("pull", "ada/tiny:1", "out")
+    assert (pulled.code, pulled.out) == (4, "")
+    assert pulled.err.startswith(
+        "modelharbor: ada/tiny:1 is QUARANTINED: 1 file is not known to be harmless: model.pkl"
+    )
+    assert not (folder.parent / "out").exists()
+
+
+async def test_what_would_be_refused_in_the_end_is_refused_before_a_byte_is_sent(
+    run: Run, quay: Quay, folder: Path
+) -> None:
+    async with quay.working():
+        assert (await run("push", "model", "ada/tiny")).code == 0
+    (folder / "more.txt").write_text("more")
+    await quay.served.database.data["tokens"].update_many({}, {"$pull": {"scopes": "PROMOTE"}})
+    done = await run("push", "model", "ada/tiny", "--alias", "prod")
+    assert done == Done(
+        1,
+        "",
+        "modelharbor: This needs PROMOTE on ada/tiny, which you or this token have not.\n",
+    )
+    assert len(await quay.rows("versions")) == 1
 
 
 async def test_a_version_that_fails_has_its_own_code(run: Run, quay: Quay, folder: Path) -> None:

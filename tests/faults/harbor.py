@@ -364,7 +364,7 @@ class Berth:
 
     async def counts(self, *collections: str, **query: Any) -> list[int]:
         """How many rows each has; the last of them those of the query."""
-        queries = [{} for _ in collections[:-1]] + [query]
+        queries: list[Row] = [*({} for _ in collections[:-1]), query]
         pairs = zip(collections, queries, strict=True)
         return [await self.database.count(name, each) for name, each in pairs]
 

@@ -33,7 +33,7 @@ from modelharbor.errors import (
 )
 from modelharbor.observability.commands import CommandCount, counted
 from modelharbor.resolvers import intake, receiving
-from modelharbor.resolvers.completing import complete
+from modelharbor.resolvers.completing import VERIFY_ATTEMPTS, complete
 from modelharbor.resolvers.intake import Holding
 from modelharbor.resolvers.receiving import Checksum, Receiver
 from modelharbor.resolvers.uploads import (
@@ -496,8 +496,8 @@ async def test_who_stood_still_is_gone_on_with_by_none_of_those_who_follow(
         await asyncio.sleep(0.01)
     await let_lease_run_out(site, upload_id)
     if is_broken:
+        wrong = Checksum("sha1", bytes(20))
         with pytest.raises(ChecksumMismatch):
-            wrong = Checksum("sha1", bytes(20))
             await send(site, upload_id, 300, b"wrong", checksum=wrong)
     else:
         await send(site, upload_id, 300, b"", length=0)
@@ -559,6 +559,18 @@ async def test_a_pause_ends_who_is_sending(site: Site) -> None:
     row = await send(site, upload_id, offset, SOME[offset:])
     if row["state"] == "RECEIVED":
         row = await verified(site, upload_id)
+    assert (row["state"], row["sha256"]) == ("COMPLETED", digest_of(SOME))
+
+
+async def test_a_pause_that_comes_after_the_last_byte_holds_nothing_up(site: Site) -> None:
+    """The offset says that nothing is to be sent: no client would come to end the pause."""
+    upload_id = await create(site)
+
+    async def all_bytes() -> AsyncIterator[bytes]:
+        yield SOME
+        await pause_upload(site.database, site.storage, site.viewer, upload_id=upload_id)
+
+    row = await site.receiver().receive(site.viewer, upload_id, 0, all_bytes())
     assert (row["state"], row["sha256"]) == ("COMPLETED", digest_of(SOME))
 
 
@@ -700,6 +712,7 @@ async def test_a_completion_that_fails_is_left_to_a_job(
     assert (row["state"], row["received_bytes"], row["holder"]) == ("RECEIVED", 1000, None)
     job = await site.one("jobs", _id=row["job_id"])
     assert (job["kind"], job["input"]["upload_id"]) == ("VERIFY_FILE", upload_id)
+    assert job["max_attempts"] == VERIFY_ATTEMPTS
     row = await verified(site, upload_id)
     assert (row["state"], row["sha256"]) == ("COMPLETED", digest_of(SOME))
     assert await site.contents(digest_of(SOME)) == SOME

@@ -4,6 +4,7 @@ https://docs.hdfgroup.org/documentation/hdf5/latest/_f_m_t3.html. What large gro
 may lie in instead (fractal heaps) is not gone into: `is_whole` is False then.
 """
 
+import re
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -26,6 +27,7 @@ DEEPEST_GROUP: Final = 32
 DEEPEST_TREE: Final = 8
 MOST_PACKED: Final = 1100  # how much deflate packs at the best
 CHUNK_BYTES: Final = 16 * 1024
+_PICKLED: Final = re.compile(rb"\x80[\x00-\x05].*\.\Z|[(cildVSFIL\]}N].*\n.*\.\Z", re.DOTALL)
 UNDEFINED: Final = 2**64 - 1  # an address of nothing
 
 DATASPACE, LINK_INFO, DATATYPE, LINK, EXTERNAL_FILES, LAYOUT = 0x1, 0x2, 0x3, 0x6, 0x7, 0x8
@@ -57,6 +59,7 @@ class Hdf5:
         self.datasets: list[Dataset] = []
         self.attributes: dict[str, bytes] = {}  # of the root, those wanted that are texts
         self.elsewhere: list[str] = []  # paths of what lies in other files
+        self.pickled: list[str] = []  # attributes that PyTables would unpickle
         self.is_whole = True
         self._wanted = wanted
         self._window = Window(source, CHUNK_BYTES)
@@ -106,8 +109,8 @@ class Hdf5:
                 self._check_compact(message)
             elif message.kind == EXTERNAL_FILES:
                 self.elsewhere.append(path[:SHOWN_PATH])
-            elif message.kind == ATTRIBUTE and not path:
-                self._attribute(message)
+            elif message.kind == ATTRIBUTE:
+                self._attribute(message, path)
         if DATASPACE in kinds and DATATYPE in kinds and LAYOUT in kinds:
             self._dataset(path, kinds)
 
@@ -213,7 +216,7 @@ class Hdf5:
         if self._number(message.start + 2 + counter, 8) != UNDEFINED:
             self.is_whole = False
 
-    def _attribute(self, message: _Message) -> None:
+    def _attribute(self, message: _Message, path: str) -> None:
         version, flags, name_size, type_size, space_size = struct.unpack(
             "<BBHHH", self._window.read(message.start, 8)
         )
@@ -228,9 +231,13 @@ class Hdf5:
         data = of_space + sizes[2]
         if data > end or type_size < 8:
             raise self._broken(at)
-        name = self._window.read(at, name_size).rstrip(b"\0").decode("utf-8", "replace")
+        name = self._window.read(at, name_size).partition(b"\0")[0].decode("utf-8", "replace")
         kind, item = self._number(of_type, 1) & 0xF, self._number(of_type + 4, 4)
-        if name not in self._wanted or self._number(of_space + 1, 1) != 0:  # not one text
+        if kind == _TEXT and 0 < item <= end - data:
+            value = self._window.read(data, item).rstrip(b"\0")
+            if _PICKLED.match(value) or (name == "PSEUDOATOM" and value == b"object"):
+                self.pickled.append(f"{path}@{name}"[:SHOWN_PATH])
+        if path or name not in self._wanted or self._number(of_space + 1, 1) != 0:  # not one text
             return
         if name in self.attributes:
             raise self._wrong("duplicate_attribute", f"{name!r} is there twice.", at)

@@ -69,6 +69,14 @@ class _Weights:
                     f"{text(path, 200)!r} is read from another file.",
                 )
             )
+        for path in file.pickled[:MOST_FINDINGS]:
+            self.findings.append(
+                Finding(
+                    Level.WARNING,
+                    "hdf5.pickle",
+                    f"PyTables unpickles {text(path, 200)!r} when it reads the file.",
+                )
+            )
         if not file.is_whole:
             self.skip("The HDF5 file has structures that are not read here.")
         return file.attributes

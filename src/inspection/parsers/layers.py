@@ -21,6 +21,12 @@ FUNCTIONS: Final = re.compile(
 )
 LAMBDAS: Final = frozenset({"Lambda", "__lambda__"})
 UNPICKLED: Final = "TorchModuleWrapper"  # its weights are a pickle of PyTorch in the configuration
+# Layers of older versions that call a function of TensorFlow by its name, and what they may call.
+OPERATIONS: Final = frozenset({"TFOpLambda", "ClassMethod"})
+TENSORFLOW: Final = re.compile(
+    r"(?:(?:math|nn|linalg|image|signal|random|strings|sparse|ragged|bitwise|__operators__"
+    r"|keras\.(?:activations|backend))\.)?(?!py_func|numpy_func|load_|import_|print)\w+"
+)
 FROM_FILES: Final = frozenset({"StringLookup", "IntegerLookup", "TextVectorization"})
 
 
@@ -76,6 +82,14 @@ def _judge(value: dict[str, Any], find: Any) -> None:
             f"A {UNPICKLED} loads a pickle out of the configuration.",
         )
     config = value.get("config")
+    if short in OPERATIONS:
+        called = config.get("function", config.get("cls_symbol")) if isinstance(config, dict) else 0
+        if not isinstance(called, str) or not TENSORFLOW.fullmatch(called):
+            find(
+                Level.WARNING,
+                "keras.custom_function",
+                f"A {short} layer calls {text(str(called), 100)!r} of TensorFlow.",
+            )
     if (
         short in FROM_FILES
         and isinstance(config, dict)

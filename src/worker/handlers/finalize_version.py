@@ -17,6 +17,7 @@ from modelharbor.db.uploads import UploadState
 from modelharbor.db.versions import VersionStatus
 from modelharbor.errors import ErrorCode, Refused
 from modelharbor.resolvers.access import refuse_unless_active
+from modelharbor.resolvers.completing import VERIFY_ATTEMPTS
 from modelharbor.resolvers.inspections import troubled_files, uninspected
 from modelharbor.resolvers.settling import settle_in
 from modelharbor.worker.tools import Tools
@@ -112,6 +113,7 @@ async def _verify_again(tools: Tools, version_id: ObjectId) -> None:
     await tools.put_children(
         JobKind.VERIFY_FILE,
         {f"upload:{row['_id']}": {"upload_id": row["_id"]} for row in uploads},
+        max_attempts=VERIFY_ATTEMPTS,
     )
 
 
@@ -127,6 +129,7 @@ async def _inspect(tools: Tools, files: Sequence[Row]) -> None:
             }
             for digest in sorted(await uninspected(tools.database, list(first)))
         },
+        max_attempts=VERIFY_ATTEMPTS,
     )
 
 

@@ -18,6 +18,7 @@ from modelharbor.db.uploads import Segment, UploadState
 from modelharbor.errors import ErrorCode, NotStored, Refused, Unavailable
 from modelharbor.inspection.formats import HEAD_BYTES, role_of, sniff
 from modelharbor.jobs.put import add_progress
+from modelharbor.resolvers.blobs import mark_damaged
 from modelharbor.resolvers.completing import complete, fail
 from modelharbor.resolvers.inspections import inspect_blob
 from modelharbor.resolvers.telling import tell_of_upload
@@ -48,6 +49,8 @@ async def verify_file(job: Row, tools: Tools) -> Row:
         await _describe(tools, file_id, blob)
         inspection = await _inspected(tools, digest)
     except NotStored as error:
+        # So its version fails, instead of being taken for one that nobody has looked into.
+        await mark_damaged(tools.database, blob)
         raise Refused(ErrorCode.NOT_STORED, error.message) from None
     tools.report(size_bytes, size_bytes, unit="bytes")
     await _count(tools, size_bytes)
@@ -95,7 +98,7 @@ async def _begin(database: Database, upload_id: ObjectId, session: AsyncClientSe
         raise Refused(ErrorCode.NOT_FOUND, "There is no such upload any more.")
     if upload["state"] != UploadState.RECEIVED.value:
         return upload
-    begun: Row = await uploads.find_one_and_update(
+    begun: Row | None = await uploads.find_one_and_update(
         {"_id": upload_id, "state": upload["state"]},
         {
             "$set": {"state": UploadState.VERIFYING.value, "updated_at": utc_now()},
@@ -104,6 +107,7 @@ async def _begin(database: Database, upload_id: ObjectId, session: AsyncClientSe
         session=session,
         return_document=ReturnDocument.AFTER,
     )
+    assert begun is not None  # read in this transaction: another's write in between starts it anew
     await tell_of_upload(session, begun)
     return begun
 

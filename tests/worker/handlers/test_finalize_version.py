@@ -5,17 +5,20 @@ from typing import Any
 
 import pytest
 
-from modelharbor.db.base import Row
+from modelharbor.db.base import Row, utc_now
 from modelharbor.db.files import ScanVerdict
 from modelharbor.db.jobs import JobKind
 from modelharbor.db.uploads import UploadState
 from modelharbor.errors import ErrorCode
 from modelharbor.jobs.put import adopt
+from modelharbor.resolvers.completing import VERIFY_ATTEMPTS
 from modelharbor.resolvers.jobs import cancel_job, retry_job
 from modelharbor.resolvers.settling import files_digest
+from modelharbor.resolvers.uploads import expire_uploads
 from modelharbor.resolvers.versions import delete_version, publish_version
 from modelharbor.worker.handlers import HANDLERS
 from modelharbor.worker.handlers.finalize_version import finalize_version as handler
+from modelharbor.worker.handlers.verify_file import verify_file
 from modelharbor.worker.tools import HandlerSpec, Tools
 from tests.resolvers.state import refused
 from tests.worker.handlers.docks import TEXT, WEIGHTS, Dock
@@ -160,13 +163,39 @@ async def test_contents_that_are_damaged_fail_the_version(dock: Dock) -> None:
     assert job["result"]["statusReason"] == "1 file could not be verified: model.bin."
 
 
+async def test_contents_that_the_store_has_lost_fail_the_version(dock: Dock) -> None:
+    await dock.stored("notes.txt", TEXT)
+    blob = await dock.blob(TEXT)
+    assert blob is not None
+    await dock.storage.delete(blob["key"])
+    job = await dock.yard.run(await publish(dock))
+    assert (job["result"]["status"], job["result"]["statusReason"]) == (
+        *("FAILED", "1 file could not be verified: notes.txt."),
+    )
+    after = await dock.blob(TEXT)
+    assert after is not None
+    assert (after["stored"], after["damaged_at"] is None) == (False, False)
+
+
 async def test_an_upload_whose_job_was_cancelled_gets_another(dock: Dock) -> None:
+    """Nor does the sweeper end it meanwhile, however old it is."""
     upload = await dock.arrived("notes.txt", TEXT)
     verifying = await dock.job(upload_id=upload.id)
+    await dock.database.data["uploads"].update_one(
+        {"_id": upload.id}, {"$set": {"job_id": verifying["_id"]}}
+    )
     await cancel_job(dock.database, None, job_id=verifying["_id"])
-    job = await dock.yard.run(await publish(dock))
+
+    async def swept(job: Row, tools: Tools) -> Row:
+        assert await expire_uploads(tools.database, tools.storage, utc_now()) == []
+        return await verify_file(job, tools)
+
+    handlers = {**HANDLERS, JobKind.VERIFY_FILE: HandlerSpec(swept)}
+    job = await dock.yard.run(await publish(dock), handlers)
     assert (job["state"], job["result"]["status"]) == ("SUCCEEDED", "READY")
-    assert (await children_of(dock, job))[0]["input"] == {"upload_id": upload.id}
+    child = (await children_of(dock, job))[0]
+    assert child["input"] == {"upload_id": upload.id}
+    assert child["max_attempts"] == VERIFY_ATTEMPTS
 
 
 async def test_a_job_that_fails_leaves_its_file_in_quarantine(dock: Dock) -> None:

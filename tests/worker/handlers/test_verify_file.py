@@ -14,7 +14,9 @@ from modelharbor.db.base import Row
 from modelharbor.db.jobs import JobKind
 from modelharbor.db.uploads import UploadState
 from modelharbor.inspection.fence import SCANNER
+from modelharbor.resolvers.completing import VERIFY_ATTEMPTS
 from modelharbor.worker.handlers.verify_file import verify_file
+from modelharbor.worker.outcomes import FIRST_BACKOFF_SECONDS, LONGEST_BACKOFF_SECONDS
 from modelharbor.worker.tools import Tools
 from tests.worker.handlers.docks import TEXT, WEIGHTS, Dock
 
@@ -169,6 +171,15 @@ async def test_contents_are_inspected_once(dock: Dock) -> None:
     assert [(await dock.one("files", each.id))["format"] for each in (first, second)] == (
         ["TEXT", "TEXT"]
     )
+
+
+def test_a_store_that_is_gone_for_a_while_is_waited_for() -> None:
+    """Half of the longest pauses, which is what they come to: over ten minutes."""
+    pauses = [
+        min(LONGEST_BACKOFF_SECONDS, FIRST_BACKOFF_SECONDS * 2**attempt)
+        for attempt in range(VERIFY_ATTEMPTS - 1)
+    ]
+    assert sum(pauses) / 2 > 600
 
 
 async def test_contents_that_are_not_here_are_told(dock: Dock) -> None:
