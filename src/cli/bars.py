@@ -17,15 +17,16 @@ from rich.progress import (
     TransferSpeedColumn,
 )
 from rich.progress import Progress as Bars
+from rich.table import Column
 
 from modelharbor.client import LocalFile, Progress, Step
 
 from .remote import plainly
 
 MOST_BARS: Final = 6  # of files
-NAME_WIDTH: Final = 32
+NAME_WIDTH: Final = 32  # with its word
 SAME_SECONDS: Final = 0.05  # between two drawings of one bar
-WORDS: Final = {Step.HASHING: "reading", Step.VERIFYING: "checked by the server"}
+WORDS: Final = {Step.HASHING: "reading", Step.VERIFYING: "verifying"}
 
 
 class Board:
@@ -60,7 +61,7 @@ class Board:
                 return
             task = self._tasks[now.path] = self.bars.add_task(_short(now.path), total=now.total)
         word = WORDS.get(now.step)
-        name = _short(now.path) + (f" ({word})" if word else "")
+        name = _short(now.path, f" ({word})" if word else "")
         self.bars.update(task, completed=now.done, total=now.total, description=name)
         self.bars.update(self._all, completed=self._sum)
 
@@ -90,10 +91,11 @@ class Board:
         self.bars.update(self._all, description=text)
 
 
-def _short(path: str) -> str:
+def _short(path: str, word: str = "") -> str:
     """Its end says more than its beginning."""
-    shown = path if len(path) <= NAME_WIDTH else "…" + path[1 - NAME_WIDTH :]
-    return escape(plainly(shown))
+    width = NAME_WIDTH - len(word)
+    shown = path if len(path) <= width else "…" + path[1 - width :]
+    return escape(plainly(shown)) + word
 
 
 @contextmanager
@@ -101,9 +103,9 @@ def shown_bars(*, hidden: bool) -> Iterator[Bars]:
     with Bars(
         TextColumn("{task.description}"),
         BarColumn(),
-        DownloadColumn(),
-        TransferSpeedColumn(),
-        TimeRemainingColumn(),
+        DownloadColumn(table_column=Column(no_wrap=True)),  # so only the bar gets narrower
+        TransferSpeedColumn(table_column=Column(no_wrap=True)),
+        TimeRemainingColumn(table_column=Column(no_wrap=True)),
         console=Console(stderr=True),
         transient=True,
         disable=hidden or not sys.stderr.isatty(),

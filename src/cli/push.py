@@ -21,6 +21,7 @@ from modelharbor.client import (
     model_name,
     walk,
 )
+from modelharbor.resolvers.names import valid_alias
 
 from .bars import Board, shown_bars
 from .remote import (
@@ -91,6 +92,8 @@ def push(
     Hashes while it sends, skips what the server has, and goes on by itself where an earlier push of
     the same folder was stopped or killed. Hidden files are left out.
     """
+    for each in alias or ():
+        valid_alias(each)
     try:
         model_name(reference)
         files = walk(folder)
@@ -150,10 +153,9 @@ async def _publish(client: Client, pushed: Pushed, aliases: Sequence[str], bars:
     last = Processing(pushed.version.status)
     async with aclosing(client.follow(pushed.version.id, job_id)) as steps:
         async for last in steps:
-            words = last.message or last.status.lower()
-            bars.update(
-                task, description=escape(plainly(words)), completed=last.current, total=last.total
-            )
+            if last.total is not None:  # else its job has not begun, or the version has settled
+                words = escape(plainly(last.message)) if last.message else None
+                bars.update(task, description=words, completed=last.current, total=last.total)
     pushed.status, pushed.reason = last.status, last.message
     if pushed.status != "READY":
         pushed.findings = await client.findings(pushed.version.id)

@@ -1,13 +1,38 @@
 """What answers of a server say."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Final
 
 import httpx
 import orjson
 
 from .failures import Refused, Rejected, UserError, rejected
 from .patience import asked_seconds
+
+MOST_BYTES: Final = 64 * 1024 * 1024
+"""Of an answer that is no file, unpacked; a server sends 16 MiB at most."""
+LONGEST_NUMBER: Final = 19  # digits
+_OF_TRANSPORT: Final = frozenset({"content-encoding", "content-length", "transfer-encoding"})
+
+
+async def whole(answer: httpx.Response) -> httpx.Response:
+    """With its body, which is still to come. Rejected: it does not end within bounds."""
+    pieces, size = [], 0
+    async for piece in answer.aiter_bytes():
+        pieces.append(piece)
+        size += len(piece)
+        if size > MOST_BYTES:
+            raise Rejected("The server's answer has no end.", "BAD_ANSWER")
+    headers = [pair for pair in answer.headers.multi_items() if pair[0] not in _OF_TRANSPORT]
+    return httpx.Response(answer.status_code, headers=headers, content=b"".join(pieces))
+
+
+def number_of(value: object) -> int:
+    """A number of bytes in an answer. Rejected: it is none."""
+    text = str(value)
+    if not text.isascii() or not text.isdigit() or len(text) > LONGEST_NUMBER:
+        raise Rejected("The server's answer has no number where one belongs.", "BAD_ANSWER")
+    return int(text)
 
 
 def failure_of(answer: httpx.Response) -> Rejected:

@@ -13,7 +13,7 @@ import httpx
 import orjson
 
 from . import documents, live
-from .answers import data_of, failure_of, payload_of
+from .answers import data_of, failure_of, payload_of, whole
 from .downloading import download
 from .failures import PASSING, ClientError, Rejected, Unreachable
 from .folders import walk
@@ -116,12 +116,13 @@ class Client:
         patience = self.patience()
         while True:
             try:
-                answer = await self.http.request(
+                async with self.http.stream(
                     method,
                     url,
                     headers={**self.authorized(url), **(headers or {})},
                     content=content,
-                )
+                ) as found:
+                    answer = await whole(found)
             except httpx.TransportError as broken:
                 error: ClientError = self.unreachable(broken)
                 if not again and not isinstance(broken, httpx.ConnectError | httpx.ConnectTimeout):
@@ -201,7 +202,10 @@ class Client:
         """`owner/name`, `owner/name@alias`, `owner/name:12`. Rejected: NOT_FOUND."""
         row = (await self.execute(documents.RESOLVE, {"ref": reference}))["resolve"]
         if row is None:
-            raise Rejected(f"There is no {reference}, or it is not yours to see.", "NOT_FOUND")
+            what = f"There is no {reference}"
+            if not {"@", ":"} & set(reference):
+                what += " with a version that is READY"
+            raise Rejected(f"{what}, or it is not yours to see.", "NOT_FOUND")
         return version_of(row)
 
     async def permissions(self, reference: str) -> frozenset[str] | None:

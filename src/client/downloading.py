@@ -16,10 +16,11 @@ from fnmatch import fnmatchcase
 from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
+from urllib.parse import urljoin
 
 import httpx
 
-from .answers import failure_of
+from .answers import failure_of, whole
 from .failures import Changed, ClientError, Damaged, Rejected, Unreachable, Unsafe
 from .folders import Target, safe_parts
 from .hashing import STEP_BYTES, hash_range
@@ -34,6 +35,7 @@ PIECE_BYTES: Final = 16 * 1024 * 1024
 WRITE_BYTES: Final = 1024 * 1024  # given to a thread at once
 MOST_PIECES_AT_ONCE: Final = 64  # of one file; `parallel` bounds the connections of all
 MOST_REDIRECTS: Final = 3
+MOST_PIECES: Final = 1_000_000  # of one file: 16 TiB, whatever a server says
 LINK_GONE: Final = frozenset({401, 403, 404})
 """What a link is answered with when its time has passed."""
 MINE: Final = ".modelharbor-"
@@ -184,6 +186,8 @@ class _Part:
         self.map_name = f"{MINE}{key}.map"
         self.size_bytes = file.size_bytes
         self.count = max(1, -(-file.size_bytes // PIECE_BYTES))
+        if self.count > MOST_PIECES:
+            raise Rejected(f"{file.path} is too large to be a file.", "BAD_ANSWER")
         self.descriptor = self._open(self.name, file.path)
         try:
             self.map = self._open(self.map_name, file.path)
@@ -331,6 +335,8 @@ class _Filling:
                         self.fetching.moved_bytes += len(block)
                         self._tell()
                 error: ClientError = Unreachable("The connection broke off.")
+            except httpx.InvalidURL:  # of a redirect, which is made ready though it is not followed
+                raise _no_link() from None
             except httpx.TransportError as broken:
                 error = self.client.unreachable(broken)
             except Rejected as answer:
@@ -362,16 +368,15 @@ class _Filling:
         if not is_whole:
             headers["range"] = f"bytes={start}-{end - 1}"
         for _ in range(MOST_REDIRECTS):
-            async with self.client.http.stream("GET", url, headers=headers) as answer:
+            async with self.client.http.stream("GET", _link(url), headers=headers) as answer:
                 self.client.answered()
                 if answer.has_redirect_location:
-                    url = str(answer.url.join(answer.headers["location"]))
+                    url = _link(answer.headers["location"], url)
                     continue
                 if answer.status_code == 412:
                     raise Changed(f"{file.path} is another file on the server now.")
                 if answer.status_code >= 300:
-                    await answer.aread()
-                    raise failure_of(answer)
+                    raise failure_of(await whole(answer))
                 found = answer.headers.get("content-range", "")
                 if answer.status_code == 206:
                     is_right = found.startswith(f"bytes {start}-{end - 1}/")
@@ -392,6 +397,24 @@ class _Filling:
                     yield block
                 return
         raise Rejected(f"The link to {file.path} leads nowhere.", "NOT_FOUND")
+
+
+def _link(given: object, base: str = "") -> str:
+    """Rejected: it is no address that contents are fetched from."""
+    try:
+        url = urljoin(base, given) if isinstance(given, str) else ""
+        parts = httpx.URL(url)
+        is_good = parts.scheme in ("http", "https") and bool(parts.host)
+        is_good = is_good and 0 < (parts.port or 80) < 65_536
+    except (httpx.InvalidURL, ValueError):
+        is_good = False
+    if not is_good:
+        raise _no_link()
+    return url
+
+
+def _no_link() -> Rejected:
+    return Rejected("The server names an address that is none.", "BAD_ANSWER")
 
 
 def _write(descriptor: int, data: bytes, at: int) -> None:

@@ -6,6 +6,8 @@ from enum import Enum
 from pathlib import Path
 from typing import Any, Final
 
+from .answers import number_of
+
 
 @dataclass(frozen=True, slots=True)
 class LocalFile:
@@ -140,7 +142,7 @@ def file_of(row: Mapping[str, Any]) -> File:
     return File(
         id=row["id"],
         path=row["path"],
-        size_bytes=int(row["sizeBytes"]),
+        size_bytes=number_of(row["sizeBytes"]),
         sha256=row["sha256"],
         url=row.get("downloadUrl"),
     )

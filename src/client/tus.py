@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 
 import httpx
 
-from .answers import failure_of
+from .answers import failure_of, number_of, whole
 from .failures import ClientError, Rejected
 from .folders import changed
 from .hashing import READ_BYTES
@@ -95,7 +95,8 @@ class Stream:
         return {**RESUMABLE, **self.client.authorized(self.url)}
 
     async def _offset(self) -> int:
-        answer = await self.client.http.head(self.url, headers=self._headers())
+        async with self.client.http.stream("HEAD", self.url, headers=self._headers()) as found:
+            answer = await whole(found)
         if answer.status_code not in (200, 204):
             raise failure_of(answer)
         at = _number(answer.headers, "upload-offset")
@@ -105,7 +106,8 @@ class Stream:
 
     async def _patch(self, most: int) -> None:
         at, end = self.at, min(self.at + most, self.length)
-        answer = await self.client.http.patch(
+        async with self.client.http.stream(
+            "PATCH",
             self.url,
             headers={
                 **self._headers(),
@@ -114,7 +116,8 @@ class Stream:
                 "upload-offset": str(at),
             },
             content=self._blocks(at, end),
-        )
+        ) as found:
+            answer = await whole(found)
         self.client.answered()
         if answer.status_code != 204:
             raise failure_of(answer)
@@ -174,7 +177,4 @@ def _address(client: "Client", name: str) -> str:
 
 
 def _number(headers: Mapping[str, str], name: str) -> int:
-    found = headers.get(name, "")
-    if not found.isascii() or not found.isdigit():
-        raise Rejected(f"The server's answer has no {name}.", "BAD_ANSWER")
-    return int(found)
+    return number_of(headers.get(name, ""))

@@ -9,7 +9,7 @@ asks it how far that had come.
 import asyncio
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import aclosing, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final
 from uuid import uuid4
 
@@ -139,14 +139,17 @@ class _Uploading:
             await self.waiting.put(None)
 
     async def _create_uploads(self, batch: Sequence[_Entry]) -> None:
-        payload = await self.client.mutate(
-            documents.CREATE_UPLOADS,
-            {
-                "versionId": self.version_id,
-                "files": [_input(entry) for entry in batch],
-                "idempotencyKey": uuid4().hex,
-            },
-        )
+        try:
+            payload = await self.client.mutate(
+                documents.CREATE_UPLOADS,
+                {
+                    "versionId": self.version_id,
+                    "files": [_input(entry) for entry in batch],
+                    "idempotencyKey": uuid4().hex,
+                },
+            )
+        except Refused as error:
+            raise _named(error, batch) from None
         for entry, row in zip(batch, payload["uploads"], strict=True):
             entry.upload = upload_of(row)
 
@@ -346,6 +349,19 @@ def _upload(entry: _Entry) -> Upload:
 def _input(entry: _Entry) -> dict[str, Any]:
     found = {"path": entry.file.path, "sizeBytes": str(entry.file.size_bytes)}
     return found if entry.digest is None else {**found, "sha256": entry.digest}
+
+
+def _named(error: Refused, batch: Sequence[_Entry]) -> Refused:
+    """With the name of the file that is meant, where only its place is told."""
+    errors = []
+    for each in error.errors:
+        place = each.path[1] if len(each.path) > 1 and each.path[0] == "files" else ""
+        if place.isdecimal() and int(place) < len(batch):
+            name = batch[int(place)].file.path
+            if repr(name) not in each.message:
+                each = replace(each, message=f"{name!r}: {each.message}")
+        errors.append(each)
+    return Refused(errors)
 
 
 def _batches(entries: Sequence[_Entry]) -> Iterator[Sequence[_Entry]]:

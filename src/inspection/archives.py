@@ -118,7 +118,9 @@ def _directory_at(source: Source, end_at: int) -> Directory | None:
         return None
     if not size and count:
         return None
-    return Directory(end_at, start, size, count, start - offset, end_at + _END.size + comment, is_ambiguous)
+    return Directory(
+        end_at, start, size, count, start - offset, end_at + _END.size + comment, is_ambiguous
+    )
 
 
 def member_names(source: Source, directory: Directory) -> list[str]:
@@ -347,7 +349,7 @@ def _check_places(
     source: Source, members: Sequence[Member], directory: Directory, report: Report
 ) -> None:
     """Members follow one another without anything between them, but their own descriptors."""
-    end, streamed = directory.prefix, False
+    end, streamed = max(0, directory.prefix), False
     overlaps = 0
     for member in members:
         if member.header_at < end:

@@ -506,7 +506,7 @@ async def _hold_to_quota(
     database: Database, target: Target, size_bytes: int, session: AsyncClientSession
 ) -> None:
     if target.settings is not None:
-        await refuse_beyond(database, session, target.settings, target.owner, size_bytes)
+        await refuse_beyond(database, session, target.settings, target.owner, size_bytes, "folder")
 
 
 async def _add(

@@ -83,6 +83,8 @@ class Holding:
         self.recorded: int = row["received_bytes"]
         self.is_lost = False
         self.is_unused = False  # nothing has the segment, and nothing will
+        # The store did not answer: what it was given last it may still put, after all that follows.
+        self.is_doubtful = False
         # Or tried to be: the answer may have been lost, so only the database knows then.
         self.is_counted = False
         self._database, self._settings, self._before = database, settings, before
@@ -248,8 +250,10 @@ class Holding:
             raise _paused()
 
     async def let_go(self) -> None:
+        # Who finds a holder without a lease takes over: and begins another segment.
+        free = {"held_until": None, "rate": None} if self.is_doubtful else NOT_HELD
         await self._database.data["uploads"].update_one(
-            {"_id": self.row["_id"], "token": self.row["token"]}, {"$set": NOT_HELD}
+            {"_id": self.row["_id"], "token": self.row["token"]}, {"$set": free}
         )
 
     async def lost(self) -> HarborError:

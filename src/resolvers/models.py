@@ -46,6 +46,7 @@ from .names import (
     valid_term,
     valid_text,
 )
+from .quotas import refuse_beyond
 from .telling import tell_of_model
 from .users import actor_by_login
 
@@ -419,8 +420,10 @@ async def restore_model(
     model_id: ObjectId,
     expected_revision: int | None = None,
     comment: str | None = None,
+    settings: Settings | None = None,
 ) -> Row:
-    """ARCHIVED or DELETED → ACTIVE. Needs ADMINISTER. ALREADY_EXISTS where the name was given away."""
+    """ARCHIVED or DELETED → ACTIVE. Needs ADMINISTER. ALREADY_EXISTS where the name was given away.
+    `settings`: whose quotas it is held to, QUOTA_EXCEEDED; None: to none."""
     return await _transition(
         database,
         viewer,
@@ -430,6 +433,7 @@ async def restore_model(
         EventKind.MODEL_RESTORED,
         expected_revision,
         comment,
+        settings,
     )
 
 
@@ -459,6 +463,7 @@ async def _transition(
     kind: EventKind,
     expected_revision: int | None,
     comment: str | None,
+    settings: Settings | None = None,
 ) -> Row:
     user_id = viewer.person_id()
     comment = valid_comment(comment)
@@ -480,6 +485,14 @@ async def _transition(
                 f"{full_name(model)} is {model['state']}: it cannot become {new.value}.",
                 "id",
             )
+        if settings is not None and model["state"] == ModelState.DELETED.value:
+            owner = {
+                "_id": model["owner_id"],
+                "login": model["owner_login"],
+                "login_lower": model["owner_login_lower"],
+            }
+            size_bytes = model["stats"]["size_bytes"]
+            await refuse_beyond(database, session, settings, owner, size_bytes, "id")
         fields: dict[str, Any] = {
             "state": new.value,
             "name_lower": model["name"].lower(),

@@ -62,7 +62,7 @@ async def reserve(
         if used["size_bytes"] + reserved + asked > limit:
             raise Refused(
                 ErrorCode.QUOTA_EXCEEDED,
-                f"The quota of {model['owner_login']} is {limit} bytes: {used['size_bytes']} are used, {reserved} are reserved by open uploads, {asked} more were asked for.",
+                f"The quota of {model['owner_login']} is {limit:,} bytes: {used['size_bytes']:,} are used, {reserved:,} are reserved by open uploads, {asked:,} more were asked for.",
                 "files",
             )
     return row
@@ -85,10 +85,15 @@ async def release(
 
 
 async def refuse_beyond(
-    database: Database, session: AsyncClientSession, settings: Settings, owner: Row, size_bytes: int
+    database: Database,
+    session: AsyncClientSession,
+    settings: Settings,
+    owner: Row,
+    size_bytes: int,
+    *path: str,
 ) -> None:
-    """QUOTA_EXCEEDED unless so many bytes more, by this transaction, have room: of an import, which
-    reserves nothing. Writes the owner's quota, so that it counts beside uploads."""
+    """QUOTA_EXCEEDED unless so many bytes more, by this transaction, have room: of an import or a model
+    that is restored, which reserve nothing. Writes the owner's quota, so that it counts beside uploads."""
     row: Row | None = await database.data["quotas"].find_one_and_update(
         {"_id": owner["_id"]},
         {
@@ -106,8 +111,8 @@ async def refuse_beyond(
     if used["size_bytes"] + row["reserved_bytes"] + size_bytes > limit:
         raise Refused(
             ErrorCode.QUOTA_EXCEEDED,
-            f"The quota of {owner['login']} is {limit} bytes: {used['size_bytes']} are used, {row['reserved_bytes']} are reserved by open uploads, {size_bytes} more are needed.",
-            "folder",
+            f"The quota of {owner['login']} is {limit:,} bytes: {used['size_bytes']:,} are used, {row['reserved_bytes']:,} are reserved by open uploads, {size_bytes:,} more are needed.",
+            *path,
         )
 
 

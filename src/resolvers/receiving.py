@@ -41,6 +41,7 @@ from modelharbor.errors import (
     NotStored,
     PayloadTooLarge,
     Refused,
+    Unavailable,
 )
 from modelharbor.jobs.put import put_job
 from modelharbor.jobs.waking import wake
@@ -180,9 +181,10 @@ class Receiver:
             row = await holding.advance(written, let_go=True)
         except NotStored:
             raise await self._lost(holding) from None
-        except BaseException:
+        except BaseException as error:
             if before is not None and holding.recorded == offset:
                 self._keep_hash(upload_id, offset, before)
+            holding.is_doubtful = isinstance(error, Unavailable)
             await self._let_go(holding)
             raise
         if hasher is not None:
@@ -522,6 +524,13 @@ class Receiver:
             raise BadRequest("Name each part once.")
 
         async def work(session: AsyncClientSession) -> Row | None:
+            row = await self._database.data["uploads"].find_one(
+                {"_id": upload_id},
+                session=session,
+                max_time_ms=self._database.query_timeout_ms,
+            )
+            if row is None or row["state"] not in TAKING_STATES:
+                return None  # its parts may have ended with it
             parts = {part["_id"]: part for part in await self._parts(session, upload_id)}
             named = [parts.get(part_id) for part_id in part_ids]
             segments: list[Row] = []
@@ -536,13 +545,6 @@ class Receiver:
                 raise BadRequest(
                     f"These parts have {size_bytes} bytes, the upload {whole['size_bytes']}."
                 )
-            row = await self._database.data["uploads"].find_one(
-                {"_id": upload_id},
-                session=session,
-                max_time_ms=self._database.query_timeout_ms,
-            )
-            if row is None:
-                return None
             return await self._receive_in(session, row, segments, part_ids)
 
         row = await self._database.transaction(work)

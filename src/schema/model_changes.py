@@ -155,6 +155,7 @@ class ModelMutation:
             info.context.database,
             info.context.person,
             model_id=object_id(input.id, "Model", "id"),
+            settings=info.context.settings,
             **values_of(input, "id"),
         )
         return done(ModelPayload, model=row)

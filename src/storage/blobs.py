@@ -173,7 +173,8 @@ async def open_storage(settings: Settings) -> AsyncIterator[BlobStore]:
     """
     if settings.storage_url is None:
         folder = settings.data_path / "blobs"
-        await asyncio.to_thread(folder.mkdir, parents=True, exist_ok=True)
+        # For this account alone: other people of the machine go through the API, as all do.
+        await asyncio.to_thread(folder.mkdir, 0o700, parents=True, exist_ok=True)
         storage = BlobStore(LocalStore(folder.absolute()))
     elif settings.storage_url.startswith("file:"):
         storage = BlobStore(LocalStore.from_url(settings.storage_url, mkdir=True))

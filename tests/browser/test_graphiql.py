@@ -61,6 +61,7 @@ async def test_it_works_with_the_network_cut_off(page: Page, site: Site, tmp_pat
         "CreateModel",
         "Viewer",
         "WatchJobs",
+        "CreateUploads",
     ]
 
     await page.click(RUN)

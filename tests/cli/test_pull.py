@@ -70,7 +70,10 @@ async def test_a_version_is_pulled(run: Run, served: Served, tmp_path: Path) -> 
 
 async def test_what_cannot_be_pulled_is_told(run: Run, served: Served, tmp_path: Path) -> None:
     for arguments, line in (
-        (["ada/none"], "There is no ada/none, or it is not yours to see."),
+        (
+            ["ada/none"],
+            "There is no ada/none with a version that is READY, or it is not yours to see.",
+        ),
         (["ada/tiny@prod"], "There is no ada/tiny@prod, or it is not yours to see."),
         (["tiny"], "A model is named as owner/name."),
         (["ada/..@prod"], "A model is named as owner/name."),

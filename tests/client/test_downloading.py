@@ -3,11 +3,13 @@
 import asyncio
 import fcntl
 import os
+from collections.abc import AsyncIterator
 from hashlib import sha256
 from pathlib import Path
+from typing import Any
 
 import pytest
-from starlette.responses import RedirectResponse, Response
+from starlette.responses import RedirectResponse, Response, StreamingResponse
 
 from modelharbor.client import (
     Client,
@@ -20,6 +22,7 @@ from modelharbor.client import (
     Unsafe,
     downloading,
 )
+from modelharbor.client import answers as answering
 from tests.client.conftest import Quay
 from tests.client.strangers import Shop
 
@@ -272,6 +275,60 @@ async def test_a_server_that_answers_nonsense_is_left(
             await client.download(await client.resolve("eve/trap"), tmp_path)
     assert caught.value.code == code
     assert not (tmp_path / "model.bin").exists()
+
+
+async def endless() -> AsyncIterator[bytes]:
+    while True:
+        yield bytes(64 * 1024)
+        await asyncio.sleep(0)  # the server notices that nobody is there
+
+
+@pytest.mark.parametrize("status", [404, 500])
+async def test_a_refusal_without_end_is_not_read(
+    status: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(answering, "MOST_BYTES", 1024 * 1024)
+    shop = Shop({"model.bin": b"x" * 10})
+    shop.refusals = [StreamingResponse(endless(), status)]
+    async with shop.open(), Client(shop.url) as client:
+        with pytest.raises(Rejected) as caught:
+            await client.download(await client.resolve("eve/trap"), tmp_path)
+    assert caught.value.code == "BAD_ANSWER"
+
+
+@pytest.mark.parametrize(
+    "location",
+    ["file:///etc/passwd", "ftp://127.0.0.1/x", "http://127.0.0.1:99999/", "gopher:x"],
+)
+async def test_a_redirect_to_anything_but_http_is_refused(location: str, tmp_path: Path) -> None:
+    shop = Shop({"model.bin": b"x" * 10})
+    shop.refusals = [Response(status_code=302, headers={"location": location})]
+    async with shop.open(), Client(shop.url, "mh_secret") as client:
+        with pytest.raises(Rejected) as caught:
+            await client.download(await client.resolve("eve/trap"), tmp_path)
+    assert caught.value.code == "BAD_ANSWER"
+    assert ["authorization" in request.headers for request in shop.asked] == [False]
+
+
+@pytest.mark.parametrize("size", ["-1", "1e9", None, "9" * 5000, str(10**15), str(10**18)])
+async def test_an_impossible_size_is_refused(
+    size: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shop = Shop({"model.bin": b"x" * 10})
+    answer = shop.answer
+
+    def lie(query: str, variables: dict[str, Any]) -> dict[str, Any]:
+        data = answer(query, variables)
+        if "node" in data:
+            data["node"]["files"]["nodes"][0]["sizeBytes"] = size
+        return data
+
+    monkeypatch.setattr(shop, "answer", lie)
+    async with shop.open(), Client(shop.url) as client:
+        with pytest.raises(Rejected) as caught:
+            await client.download(await client.resolve("eve/trap"), tmp_path)
+    assert caught.value.code == "BAD_ANSWER"
+    assert shop.asked == []
 
 
 async def test_more_bytes_than_promised_are_not_taken(tmp_path: Path) -> None:

@@ -41,6 +41,7 @@ COMMAND: Final = str(Path(sys.executable).parent / "modelharbor")
 GUARD_SECONDS: Final = 90.0
 END_SECONDS: Final = 10.0
 POLL_SECONDS: Final = 0.001
+ESTABLISHED: Final = "01"  # in /proc/net/tcp
 MEDIA: Final = "application/offset+octet-stream"
 MIB: Final = 1024 * 1024
 
@@ -172,6 +173,19 @@ async def _answers(server: Server) -> bool:
         except httpx.TransportError:
             return False
     return server.is_ready
+
+
+def on_the_way(port: int) -> int:
+    """Bytes that the system holds between a server and its clients: sent, and not read yet."""
+    count = 0
+    for line in Path("/proc/net/tcp").read_text().splitlines()[1:]:
+        _, local, remote, state, queues, *_ = line.split()
+        sending, reading = (int(each, 16) for each in queues.split(":"))
+        if state == ESTABLISHED and int(local.partition(":")[2], 16) == port:
+            count += reading
+        elif state == ESTABLISHED and int(remote.partition(":")[2], 16) == port:
+            count += sending
+    return count
 
 
 @contextmanager
@@ -387,3 +401,18 @@ async def moored(harbor: Harbor, database: Database, folder: Path) -> AsyncItera
         limits=httpx.Limits(max_connections=None),
     ) as client:
         yield Berth(harbor, database, folder, ada.id, token, model, version, client)
+        await end_transactions(database)
+
+
+async def end_transactions(database: Database) -> None:
+    """Of processes that were killed: MongoDB would keep their locks for a minute."""
+    found = await database.client.admin.aggregate(
+        [
+            {"$currentOp": {"idleSessions": True}},
+            {"$match": {"type": "idleSession", "transaction": {"$exists": True}}},
+            {"$project": {"id": "$lsid.id"}},
+        ]
+    )
+    sessions = [{"id": row["id"]} for row in await found.to_list()]
+    if sessions:
+        await database.client.admin.command("killSessions", sessions)

@@ -216,6 +216,16 @@ async def test_a_refused_patch_changes_nothing(desk: Desk) -> None:
     assert not await incoming(desk)
 
 
+async def test_a_body_of_another_coding_is_refused(desk: Desk) -> None:
+    upload_id = await desk.create(10)
+    async with connected(desk) as (reader, writer):
+        given = {"upload_offset": 0, "transfer_encoding": "gzip, chunked"}
+        request = desk.request("PATCH", f"/uploads/{upload_id}", **given)
+        writer.write(request + b"1\r\nx\r\n0\r\n\r\n")
+        assert (await reader.readline()).startswith(b"HTTP/1.1 415 ")
+    await untouched(desk, upload_id)
+
+
 CREATIONS: dict[str, tuple[dict[str, str], int, str]] = {
     "too large": ({"upload-length": "9223372036854775807"}, 413, "PAYLOAD_TOO_LARGE"),
     "beyond numbers": ({"upload-length": "9" * 5000}, 413, "PAYLOAD_TOO_LARGE"),

@@ -146,6 +146,112 @@ def tensors_of(*spans: tuple[int, int], shape: tuple[int, ...] = (2,)) -> dict[s
     }
 
 
+def number_of_zeros() -> bytes:
+    """Names from the memo, by numbers whose beginnings are those of harmless ones."""
+    named = {0: "collections", 1: "OrderedDict", 2: "os", 10: "system"}
+    puts = b"".join(text(name) + b"q" + bytes([key]) + b"0" for key, name in named.items())
+    gets = b"g" + b"0" * 4096 + b"2\ng" + b"0" * 4095 + b"10\n"
+    return b"\x80\x04" + puts + gets + b"\x93" + text(TOUCH) + b"\x85R."
+
+
+def tar_header(name: bytes, size: int, kind: bytes = b"0", summed: str = "unsigned") -> bytes:
+    """Of the oldest kind, which has no sign."""
+    header = bytearray(512)
+    header[: len(name)] = name
+    header[100:124] = b"0000644\0" + b"0000000\0" * 2
+    header[124:148] = b"%011o\0" % size + b"00000000000\0"
+    header[148:157] = b" " * 8 + kind
+    total = sum(header) if summed != "signed" else sum(struct.unpack("512b", header))
+    header[148:156] = b"%05o\00077" % total if summed == "and more" else b"%06o\0 " % total
+    return bytes(header)
+
+
+def old_tar(name: bytes = b"pickle", summed: str = "unsigned") -> bytes:
+    padding = bytes(-len(EVIL) % 512)
+    return tar_header(name, len(EVIL), summed=summed) + EVIL + padding + bytes(1024)
+
+
+def tar_of_folder() -> bytes:
+    """Some readers skip the bytes that a folder says to have, others read members there."""
+    return tar_header(b"folder", 512 * 8, b"5") + b"\x01" * 512 + old_tar() + bytes(4096)
+
+
+def tar_of_sizes() -> bytes:
+    archive = io.BytesIO()
+    with tarfile.open(fileobj=archive, mode="w", format=tarfile.PAX_FORMAT) as opened:
+        entry = tarfile.TarInfo("weights")
+        entry.pax_headers = {"size": "0", "comment": "x"}
+        opened.addfile(entry)
+    return archive.getvalue()
+
+
+def tar_with_a_long_link() -> bytes:
+    return tar_of(link("l", "../" * 50 + "etc/passwd"))
+
+
+def hdf5_behind(front: bytes, at: int) -> bytes:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "model.h5")
+        with h5py.File(path, "w", userblock_size=at) as file:
+            file.attrs["model_config"] = json.dumps({"class_name": "Lambda"})
+        contents = front.ljust(at) + path.read_bytes()[at:]
+        path.write_bytes(contents)
+        with h5py.File(path) as file:
+            assert "model_config" in file.attrs
+    return contents
+
+
+def hdf5_in_safetensors() -> bytes:
+    inner = hdf5_behind(b"", 1024)[1024:]
+    header = {"w": {"dtype": "U8", "shape": [len(inner)], "data_offsets": [0, len(inner)]}}
+    return safetensors(json.dumps(header).encode().ljust(1024 - 8), inner)
+
+
+def pickled_attribute() -> bytes:
+    file = io.BytesIO()
+    with h5py.File(file, "w") as opened:
+        opened.create_group("g").attrs["TITLE"] = np.bytes_(EVIL)
+    return file.getvalue()
+
+
+def in_safetensors(data: bytes) -> bytes:
+    header = {"w": {"dtype": "U8", "shape": [len(data)], "data_offsets": [0, len(data)]}}
+    return safetensors(header, data)
+
+
+LAMBDA_ZIP = keras_zip({"class_name": "Lambda", "config": {}})
+END_AT = len(LAMBDA_ZIP) - 22
+
+
+def lambda_zip_of_no_members() -> bytes:
+    """Python's reader goes by the size of the directory, whatever their number is said to be."""
+    return in_safetensors(LAMBDA_ZIP[: END_AT + 8] + bytes(4) + LAMBDA_ZIP[END_AT + 12 :])
+
+
+def lambda_zip_from_behind_itself() -> bytes:
+    """All places are too large by the same number, which Python's reader takes off."""
+    changed, by = bytearray(LAMBDA_ZIP), 10_000
+    _, at = struct.unpack_from("<2L", changed, END_AT + 12)
+    struct.pack_into("<L", changed, END_AT + 16, at + by)
+    while at < END_AT:
+        lengths = struct.unpack_from("<3H", changed, at + 28)
+        (place,) = struct.unpack_from("<L", changed, at + 42)
+        struct.pack_into("<L", changed, at + 42, place + by)
+        at += 46 + sum(lengths)
+    return in_safetensors(bytes(changed))
+
+
+def two_wide_directories() -> bytes:
+    """One right before its locator, the other where that says."""
+    contents = bytearray(zipped([Member(b"archive/data.pkl", GOOD)], wide=True))
+    struct.pack_into("<Q", contents, len(contents) - 22 - 20 + 8, 8)
+    return bytes(contents)
+
+
+def keras_operation(function: str) -> bytes:
+    return keras_zip({"class_name": "TFOpLambda", "config": {"function": function}})
+
+
 PE = b"MZ" + bytes(58) + struct.pack("<I", 64) + b"PE\x00\x00" + bytes(100)
 ELF = b"\x7fELF\x02\x01\x01" + bytes(100)
 ZIP = zipped([Member(b"a.txt", b"text")])
@@ -163,6 +269,76 @@ CASES: dict[str, tuple[Callable[[], bytes], str, str]] = {
     "stacked_deep": (lambda: GOOD * 50 + EVIL, UNSAFE, DANGEROUS),
     "as_plain_text": (lambda: EVIL_TEXT, UNSAFE, DANGEROUS),
     "as_json_would_begin_after_it": (lambda: EVIL_TEXT + b'{"a": 1}', UNSAFE, DANGEROUS),
+    "named_by_numbers_of_many_digits": (number_of_zeros, SUSPICIOUS, "pickle.import.hidden"),
+    "import_that_does_it_before_other_data": (
+        lambda: b"cantigravity\ngeohash\n.\nmore text",
+        UNSAFE,
+        DANGEROUS,
+    ),
+    "yaml_that_calls": (
+        lambda: b"model: !!python/object/apply:os.system [id]\n",
+        SUSPICIOUS,
+        "text.yaml_object",
+    ),
+    "yaml_that_calls_by_another_name": (
+        lambda: b"%TAG !e! tag:yaml.org,2002:python/\n--- !e!object/apply:os.system [id]\n",
+        SUSPICIOUS,
+        "text.yaml_object",
+    ),
+    # Two files in one, and archives that readers differ about.
+    "hdf5_behind_a_text": (lambda: hdf5_behind(b"# notes", 8192), SUSPICIOUS, "polyglot.hdf5"),
+    "hdf5_in_safetensors": (hdf5_in_safetensors, SUSPICIOUS, "polyglot.hdf5"),
+    "hdf5_with_a_pickled_attribute": (pickled_attribute, SUSPICIOUS, "hdf5.pickle"),
+    "zip_of_no_members_in_safetensors": (lambda_zip_of_no_members, UNSAFE, "keras.lambda"),
+    "zip_from_behind_itself_in_safetensors": (
+        lambda_zip_from_behind_itself,
+        UNSAFE,
+        "keras.lambda",
+    ),
+    "zip_with_two_wide_directories": (two_wide_directories, SUSPICIOUS, "zip.mismatch"),
+    "tar_without_a_sign": (old_tar, UNSAFE, DANGEROUS),
+    "tar_with_a_signed_sum": (lambda: old_tar(b"p\xff\xfe", "signed"), UNSAFE, DANGEROUS),
+    "tar_with_more_behind_its_sum": (lambda: old_tar(summed="and more"), UNSAFE, DANGEROUS),
+    "tar_with_a_folder_of_some_size": (tar_of_folder, SUSPICIOUS, "tar.ambiguous"),
+    "tar_with_another_size": (tar_of_sizes, SUSPICIOUS, "tar.ambiguous"),
+    "tar_with_a_sparse_member": (
+        lambda: tar_header(b"s", 0, b"S") + bytes(1024),
+        SUSPICIOUS,
+        "tar.ambiguous",
+    ),
+    "tar_with_a_long_link": (tar_with_a_long_link, UNSAFE, "tar.slip"),
+    "lzma_of_a_small_dictionary": (
+        lambda: (
+            struct.pack("<BLq", 0x5D, 0x100, -1)
+            + lzma.compress(
+                EVIL, lzma.FORMAT_ALONE, filters=[{"id": lzma.FILTER_LZMA1, "dict_size": 4096}]
+            )[13:]
+        ),
+        UNSAFE,
+        DANGEROUS,
+    ),
+    "joblib_of_old": (
+        lambda: b"ZF" + hex(len(EVIL)).encode().ljust(19) + zlib.compress(EVIL),
+        SUSPICIOUS,
+        "compressed.joblib",
+    ),
+    "keras_configuration_that_is_not_read": (
+        lambda: zipped(
+            [Member(b"config.json", json.dumps({"class_name": "Lambda"}).encode("utf-16"))]
+        ),
+        SUSPICIOUS,
+        "keras.unread",
+    ),
+    "keras_writes_a_file": (
+        lambda: keras_operation("io.write_file"),
+        SUSPICIOUS,
+        "keras.custom_function",
+    ),
+    "keras_calls_python": (
+        lambda: keras_operation("numpy_function"),
+        SUSPICIOUS,
+        "keras.custom_function",
+    ),
     "unknown_global": (
         lambda: import_and_call("acme_private.loader", "boot"),
         SUSPICIOUS,
@@ -631,6 +807,9 @@ def test_the_canary_sings() -> None:
         assert CANARY.exists()
         CANARY.unlink()
         pickle.load(io.BytesIO(hidden_by_a_frame()))
+        assert CANARY.exists()
+        CANARY.unlink()
+        pickle.loads(number_of_zeros())
         assert CANARY.exists()
     finally:
         CANARY.unlink(missing_ok=True)

@@ -2,6 +2,7 @@
 
 import asyncio
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from bson import ObjectId
@@ -10,6 +11,7 @@ from modelharbor.db.base import Row
 from modelharbor.db.models import ModelState
 from modelharbor.db.tokens import Permission
 from modelharbor.errors import ErrorCode, Refused
+from modelharbor.resolvers.models import delete_model, restore_model
 from modelharbor.resolvers.quotas import set_quota, storage_usage
 from modelharbor.resolvers.uploads import UploadFile, abort_upload
 from tests.documents import insert_actor, insert_model, insert_version, viewer_of
@@ -61,7 +63,7 @@ async def test_a_quota_counts_what_is_there_and_what_is_on_its_way(site: Site) -
     async with refused(
         site.database,
         *(ErrorCode.QUOTA_EXCEEDED, "files"),
-        says="is 1000 bytes: 400 are used, 500 are reserved by open uploads, 101 more",
+        says="is 1,000 bytes: 400 are used, 500 are reserved by open uploads, 101 more",
     ):
         await site.create(UploadFile("c", 101))
     other = await insert_model(site.company.acme, "other")
@@ -91,6 +93,18 @@ async def test_contents_that_are_here_count_as_used_at_once(site: Site) -> None:
     [row] = await site.create(copy)
     assert row["protocol"] == "INSTANT"
     assert ((await usage(site))["used_bytes"], await site.quota()) == (800, (0, 0))
+
+
+async def test_a_deleted_model_comes_back_only_where_it_fits(site: Site) -> None:
+    await site.upload(b"a" * 400, "a")
+    whole: dict[str, Any] = {"model_id": site.model.id, "settings": site.settings}
+    await delete_model(site.database, site.viewer, model_id=site.model.id)
+    await limit(site, 399)
+    async with refused(site.database, ErrorCode.QUOTA_EXCEEDED, "id", says="400 more"):
+        await restore_model(site.database, site.viewer, **whole)
+    await limit(site, 400)
+    assert (await restore_model(site.database, site.viewer, **whole))["state"] == "ACTIVE"
+    assert (await usage(site))["used_bytes"] == 400
 
 
 async def test_a_completed_upload_is_used_and_not_reserved(site: Site) -> None:

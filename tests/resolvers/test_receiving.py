@@ -29,6 +29,7 @@ from modelharbor.errors import (
     NotFound,
     PayloadTooLarge,
     RequestTimeout,
+    Unavailable,
     UploadPaused,
 )
 from modelharbor.observability.commands import CommandCount, counted
@@ -43,6 +44,7 @@ from modelharbor.resolvers.uploads import (
     pause_upload,
 )
 from modelharbor.storage.blobs import open_storage
+from modelharbor.storage.chunks import ChunkIncoming
 from tests.resolvers.uploading import Site, Stalling, body, digest_of, site
 
 __all__ = ["site"]
@@ -843,6 +845,35 @@ async def test_bytes_come_into_a_store_of_objects(site: Site) -> None:
 
 
 # Parts ------------------------------------------------------------------------------------------
+
+
+async def test_what_a_store_puts_late_comes_among_no_other_bytes(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It did not answer, and nobody waited for it any more."""
+    put, late = ChunkIncoming.put, list[tuple[str, bytes]]()
+
+    async def silent(_: ChunkIncoming, key: str, contents: bytes | memoryview) -> None:
+        late.append((key, bytes(contents)))
+        raise Unavailable("It does not answer.")
+
+    settings = site.settings.model_copy(update={"storage_url": "memory:///"})
+    async with open_storage(settings) as storage:
+        site.storage = storage
+        upload_id, receiver = await create(site), site.receiver()
+        await send(site, upload_id, 0, SOME[:300], receiver=receiver)
+        with monkeypatch.context() as patch:
+            patch.setattr(ChunkIncoming, "put", silent)
+            with pytest.raises(Unavailable):
+                await send(site, upload_id, 300, SOME[300:600], receiver=receiver)
+        await send(site, upload_id, 300, SOME[300:], receiver=receiver)
+        [(key, contents)] = late
+        assert isinstance(storage.incoming, ChunkIncoming)
+        await put(storage.incoming, key, contents)
+        row = await verified(site, upload_id)
+        assert (row["state"], row["sha256"]) == ("COMPLETED", digest_of(SOME))
+        await put(storage.incoming, key, contents)
+        assert await site.contents(digest_of(SOME)) == SOME
 
 
 async def test_parts_are_joined_in_the_order_that_is_named(site: Site) -> None:

@@ -1,4 +1,5 @@
 import createModel from './examples/create-model.graphql?raw';
+import createUploads from './examples/create-uploads.graphql?raw';
 import facets from './examples/facets.graphql?raw';
 import model from './examples/model.graphql?raw';
 import search from './examples/search.graphql?raw';
@@ -6,5 +7,10 @@ import trending from './examples/trending.graphql?raw';
 import viewer from './examples/viewer.graphql?raw';
 import watchJobs from './examples/watch-jobs.graphql?raw';
 
+const ids = JSON.stringify({ model: '', version: '' }, null, 2);
+
 /** What the tabs hold at the first visit, in their order. */
-export const examples = [trending, model, search, facets, createModel, viewer, watchJobs];
+export const examples = [
+  ...[trending, model, search, facets, createModel, viewer, watchJobs].map((query) => ({ query })),
+  { query: createUploads, variables: ids },
+];

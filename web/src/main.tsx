@@ -20,7 +20,7 @@ createRoot(document.getElementById('page')!).render(
   <GraphiQL
     fetcher={fetcher}
     plugins={[explorerPlugin()]}
-    defaultTabs={examples.map((query) => ({ query }))}
+    defaultTabs={examples}
     defaultHeaders={headers}
     defaultEditorToolsVisibility="headers"
     shouldPersistHeaders={false}

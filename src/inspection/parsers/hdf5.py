@@ -245,9 +245,9 @@ class Hdf5:
             self.attributes[name] = self._window.read(data, item).rstrip(b"\0")
         elif kind == _VARIABLE and data + 16 <= end:
             length, address, index = struct.unpack("<IQI", self._window.read(data, 16))
-            value = self._in_heap(address, index)
-            if value is not None:
-                self.attributes[name] = value[:length]
+            found = self._in_heap(address, index)
+            if found is not None:
+                self.attributes[name] = found[:length]
 
     def _in_heap(self, address: int, index: int) -> bytes | None:
         """An object of a global heap, within bounds."""

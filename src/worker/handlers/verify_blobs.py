@@ -112,7 +112,8 @@ class _Verifying:
         )
 
     def is_due(self, row: Row) -> bool:
-        verified: datetime | None = row["verified_at"]
+        # A process of the version before, which goes on while another is put in place, has no such field.
+        verified: datetime | None = row.get("verified_at")
         is_old = verified is None or verified.replace(tzinfo=UTC) < self.before
         return is_old and row["stored"] and row["deleting_at"] is None
 

@@ -95,6 +95,14 @@ async def test_what_is_whole_is_noted(vault: Vault) -> None:
     assert await vault.verified(all_contents=True) == {"checked": 3, "bytes": 15, "damaged": 0}
 
 
+async def test_what_an_older_process_has_recorded_is_compared_too(vault: Vault) -> None:
+    blob = await vault.put(b"one")
+    new = ("key", "verified_at", "damaged_at", "inspection")
+    await vault.data.update_one({"_id": blob.id}, {"$unset": dict.fromkeys(new, "")})
+    assert await vault.verified() == {"checked": 1, "bytes": 3, "damaged": 0}
+    assert (await vault.row(blob))["verified_at"] is not None
+
+
 async def test_damaged_contents_are_found_told_and_no_longer_count_as_stored(vault: Vault) -> None:
     database = vault.yard.database
     flipped, cut, lost, whole = [
