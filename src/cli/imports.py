@@ -37,7 +37,7 @@ PHASES = {Phase.HASHING: "Reading", Phase.STORING: "Storing", Phase.INSPECTING: 
 
 
 def import_(
-    folder: Annotated[Path, typer.Argument(help="Folder with the model's files.")],
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder with the model's files.")],
     reference: Annotated[str, typer.Argument(metavar="OWNER/NAME", help="The model.")],
     alias: Annotated[
         list[str] | None, typer.Option(help="Point this alias at the version; may be repeated.")
@@ -45,7 +45,7 @@ def import_(
     visibility: Annotated[
         Visibility | None,
         typer.Option(
-            case_sensitive=False, help="Of the model, where it is made now. [default: PRIVATE]"
+            case_sensitive=False, help="Of the model, where it is made now. \\[default: PRIVATE]"
         ),
     ] = None,
     again: Annotated[
@@ -54,8 +54,8 @@ def import_(
 ) -> None:
     """Register a folder as a new version of a model.
 
-    Exit codes: 0 READY; 1 refused; 2 mistyped; 4 the version is quarantined, for a file of it is not
-    known to be harmless; 5 the version failed.
+    Exit codes: 0 READY; 1 refused; 2 mistyped; 4 the version is quarantined,
+    for a file of it is not known to be harmless; 5 the version failed.
     """
     wanted = parse_reference(reference)
     if reference != f"{wanted.owner}/{wanted.name}":

@@ -266,7 +266,7 @@ def _plain(value: Any) -> Any:
 def watch(
     job: Annotated[
         str | None,
-        typer.Argument(metavar="[ID]", help="One job; otherwise all that have not ended."),
+        typer.Argument(metavar="ID", help="One job; otherwise all that have not ended."),
     ] = None,
 ) -> None:
     """Follow jobs until they have ended; exit code 1 when the one that is named did not succeed."""
@@ -434,7 +434,7 @@ def retry(job: Id, comment: Comment = None) -> None:
 def reindex(
     reference: Annotated[
         str | None,
-        typer.Argument(metavar="[OWNER/NAME]", help="One model; otherwise all."),
+        typer.Argument(metavar="OWNER/NAME", help="One model; otherwise all."),
     ] = None,
     watch: Watch = False,
 ) -> None:

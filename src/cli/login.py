@@ -20,19 +20,20 @@ from .running import Failure
 def login(
     url: Annotated[
         str | None,
-        typer.Argument(metavar="[URL]", help="Address of the server. [default: the stored one]"),
+        typer.Argument(metavar="URL", help="Address of the server. \\[default: the stored one]"),
     ] = None,
     token: Annotated[
         str | None,
         typer.Option(
-            help="API token; others on this machine can see it here. [default: asked for, or read from standard input]"
+            help="API token; others on this machine can see it here. \\[default: asked for, or read from standard input]"
         ),
     ] = None,
 ) -> None:
     """Store a server's address and your token, once the server has taken it.
 
-    They are kept in the folder of your settings (XDG_CONFIG_HOME, else ~/.config), for your eyes
-    alone. Options, and the variables MODELHARBOR_URL and MODELHARBOR_TOKEN, come before them.
+    They are kept in the folder of your settings (XDG_CONFIG_HOME, else
+    ~/.config), for your eyes alone. Options, and the variables MODELHARBOR_URL
+    and MODELHARBOR_TOKEN, come before them.
     """
     found = find_login(url, None)
     secret = (token or _asked()).strip()

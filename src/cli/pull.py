@@ -38,7 +38,7 @@ def pull(
     ],
     folder: Annotated[
         Path | None,
-        typer.Argument(metavar="[DIR]", help="Where to. [default: a folder of the model's name]"),
+        typer.Argument(metavar="DIR", help="Where to. \\[default: a folder of the model's name]"),
     ] = None,
     include: Annotated[
         list[str] | None,
@@ -55,8 +55,8 @@ def pull(
 ) -> None:
     """Fetch the files of a version into a folder, and verify each.
 
-    Goes on where an earlier one was stopped or killed. What is there with the right contents stays;
-    nothing outside of the folder is written.
+    Goes on where an earlier one was stopped or killed. What is there with the
+    right contents stays; nothing outside of the folder is written.
     """
 
     try:

@@ -56,7 +56,7 @@ class Pushed:
 
 
 def push(
-    folder: Annotated[Path, typer.Argument(help="Folder with the model's files.")],
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder with the model's files.")],
     reference: Annotated[str, typer.Argument(metavar="OWNER/NAME", help="The model.")],
     alias: Annotated[
         list[str] | None, typer.Option(help="Point this alias at the version; may be repeated.")
@@ -66,7 +66,7 @@ def push(
     private: Annotated[
         bool | None,
         typer.Option(
-            "--private/--public", help="Of the model, where it is made now. [default: private]"
+            "--private/--public", help="Of the model, where it is made now. \\[default: private]"
         ),
     ] = None,
     new: Annotated[
@@ -89,8 +89,9 @@ def push(
 ) -> None:
     """Send a folder as a new version of a model, and publish it.
 
-    Hashes while it sends, skips what the server has, and goes on by itself where an earlier push of
-    the same folder was stopped or killed. Hidden files are left out.
+    Hashes while it sends, skips what the server has, and goes on by itself where
+    an earlier push of the same folder was stopped or killed. Hidden files are
+    left out.
     """
     for each in alias or ():
         valid_alias(each)

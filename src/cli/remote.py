@@ -29,7 +29,8 @@ TOKEN_VARIABLE: Final = "MODELHARBOR_TOKEN"
 Url = Annotated[
     str | None,
     typer.Option(
-        "--url", help=f"Address of the server. [default: {URL_VARIABLE}, else as `login` stored it]"
+        "--url",
+        help=f"Address of the server. \\[default: {URL_VARIABLE}, else as `login` stored it]",
     ),
 ]
 Token = Annotated[

@@ -45,7 +45,7 @@ def create(
     ],
     expires_in: Annotated[
         str | None,
-        typer.Option(metavar="SPAN", help="Such as 30m, 12h, 30d, 8w. [default: never]"),
+        typer.Option(metavar="SPAN", help="Such as 30m, 12h, 30d, 8w. \\[default: never]"),
     ] = None,
 ) -> None:
     """Make a token for a person, and print it: this once."""

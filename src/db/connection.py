@@ -22,6 +22,7 @@ from modelharbor.settings import Settings
 
 from .base import Row
 from .documents import DOCUMENTS
+from .driver import mend_driver
 from .reading import ONE_BATCH, Reading
 
 T = TypeVar("T")
@@ -187,6 +188,7 @@ async def connect(settings: Settings) -> AsyncIterator[Database]:
     One at a time in a process: Beanie binds the documents to the database of the last call, also
     for those who still hold an earlier one. Acknowledged writes are on a majority (`w: 1` lost some in failovers), reads see only such.
     """
+    mend_driver()
     client: AsyncMongoClient[Row] = AsyncMongoClient(
         settings.mongo_url,
         tz_aware=True,
