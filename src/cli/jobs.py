@@ -120,21 +120,51 @@ def _listed(job: Row) -> Row:
 
 
 async def _named(database: Database, jobs: Sequence[Row], known: dict[ObjectId, str]) -> list[Row]:
-    """Each with the name of the model it is `about`; `known` keeps names for the next time."""
-    models = {job["_id"]: _model_about(job) for job in jobs if _to_import(job) is None}
-    unknown = {model for model in models.values() if model is not None} - known.keys()
-    if unknown:
-        found = database.data["models"].find(
-            {"_id": {"$in": list(unknown)}},
-            {"owner_login": 1, "name": 1},
-            max_time_ms=database.query_timeout_ms,
-        )
-        names = {model["_id"]: full_name(model) for model in await found.to_list(None)}
-        known.update({model: names.get(model, UNNAMED) for model in unknown})
+    """Each with the name of the model or version it is `about`; `known` keeps names for the next time."""
+    subjects = [_subject(job) for job in jobs if _to_import(job) is None]
+    await _know(database, known, _of_type(subjects, "Model"), _of_type(subjects, "ModelVersion"))
     return [
-        {**job, "about": _to_import(job) or known.get(models[job["_id"]] or job["_id"], UNNAMED)}
+        {
+            **job,
+            "about": _to_import(job) or known.get(_subject(job).get("id") or job["_id"], UNNAMED),
+        }
         for job in jobs
     ]
+
+
+def _subject(job: Row) -> Row:
+    return job.get("subject") or {}
+
+
+def _of_type(subjects: Sequence[Row], typename: str) -> set[ObjectId]:
+    return {each["id"] for each in subjects if each.get("type") == typename}
+
+
+async def _know(
+    database: Database,
+    known: dict[ObjectId, str],
+    models: set[ObjectId],
+    versions: set[ObjectId],
+) -> None:
+    """Names of models, as `owner/name`, and of versions, as `owner/name:number`."""
+    numbers = await _rows(database, "versions", versions - known.keys(), "model_id", "number")
+    wanted = models - known.keys() | {version["model_id"] for version in numbers}
+    rows = await _rows(database, "models", wanted, "owner_login", "name")
+    names = {model["_id"]: full_name(model) for model in rows}
+    known.update(dict.fromkeys((models | versions) - known.keys(), UNNAMED))
+    known.update(names)
+    known.update(
+        {
+            version["_id"]: f"{names[version['model_id']]}:{version['number']}"
+            for version in numbers
+            if version["model_id"] in names
+        }
+    )
+
+
+async def _rows(database: Database, collection: str, ids: set[ObjectId], *names: str) -> list[Row]:
+    query = {"_id": {"$in": sorted(ids)}}
+    return await database.find(collection, query, projection=dict.fromkeys(names, 1)) if ids else []
 
 
 def _to_import(job: Row) -> str | None:
@@ -142,12 +172,6 @@ def _to_import(job: Row) -> str | None:
     if job["kind"] != JobKind.IMPORT_MODEL.value or not (given.get("owner") and given.get("name")):
         return None
     return f"{given['owner']}/{given['name']}"
-
-
-def _model_about(job: Row) -> ObjectId | None:
-    subject = job.get("subject") or {}
-    model_id: ObjectId | None = subject.get("id") if subject.get("type") == "Model" else None
-    return model_id
 
 
 def _done(job: Row) -> str | None:

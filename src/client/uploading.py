@@ -227,7 +227,7 @@ class _Uploading:
 
     def _end(self, entry: _Entry) -> None:
         entry.is_ended = True
-        self._tell(entry, Step.DONE)
+        self._tell(entry, Step.DONE, entry.file.size_bytes)
 
     async def _complete(self, entry: _Entry) -> Upload:
         payload = await self.client.mutate(

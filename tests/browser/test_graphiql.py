@@ -59,9 +59,9 @@ async def test_it_works_with_the_network_cut_off(page: Page, site: Site, tmp_pat
         "Search",
         "Facets",
         "CreateModel",
+        "CreateUploads",
         "Viewer",
         "WatchJobs",
-        "CreateUploads",
     ]
 
     await page.click(RUN)
@@ -188,7 +188,7 @@ async def test_a_subscription_shows_its_events_as_they_come(
     job = await served.put()
     await page.open(f"{site.url}/graphiql#token={site.token}")
     await ready(page)
-    await page.click(".graphiql-tab:nth-of-type(7) .graphiql-tab-button")
+    await page.click(".graphiql-tab:nth-of-type(8) .graphiql-tab-button")
     await page.wait_for(f"{text_of('operation')}.includes('subscription WatchJobs')")
     await write(page, "operation", WATCH)
     await write(page, "variables", json.dumps({"id": id_of(job)}))

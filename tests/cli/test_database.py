@@ -1,6 +1,7 @@
 """`migrate` and `seed`."""
 
 from collections.abc import AsyncIterator
+from uuid import uuid4
 
 import pytest
 
@@ -18,7 +19,7 @@ NAMES = [f"{number} {name}" for number, name, _ in MIGRATIONS]
 @pytest.fixture
 async def empty(database: Database, settings: Settings) -> AsyncIterator[Database]:
     """A database that nobody has migrated yet."""
-    name = f"{settings.mongo_database}_empty"
+    name = f"{settings.mongo_database}_{uuid4().hex[:6]}"
     data = database.client.get_database(name, codec_options=database.data.codec_options)
     yield Database(database.client, data, database.query_timeout_ms)
     await database.client.drop_database(name)

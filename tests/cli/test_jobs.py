@@ -19,7 +19,7 @@ from modelharbor.http.server import environment
 from modelharbor.schema.nodes import global_id
 from modelharbor.settings import Settings
 from tests.cli.conftest import Done, Run
-from tests.documents import insert_actor, insert_model
+from tests.documents import insert_actor, insert_model, insert_version
 
 pytestmark = pytest.mark.anyio
 
@@ -82,11 +82,22 @@ async def test_what_jobs_are_about_is_listed(run: Run, database: Database) -> No
     await insert_job(database, kind=JobKind.IMPORT_MODEL, input=given)
     await insert_job(database, subject={"type": "Model", "id": model.id})
     await insert_job(database, subject={"type": "Model", "id": ObjectId()})
+    version = await insert_version(database, model, {})
+    await insert_job(database, subject={"type": "ModelVersion", "id": version.id})
+    await insert_job(database, subject={"type": "ModelVersion", "id": ObjectId()})
     await insert_job(database, JobState.SUCCEEDED)
     bare = await insert_job(database, kind=JobKind.IMPORT_MODEL)
     await database.data["jobs"].update_one({"_id": bare.id}, {"$unset": {"input": ""}})
     told = json.loads((await run("jobs", "list", "--json")).out)
-    assert [job["about"] for job in told] == ["-", "-", "-", "Ada/Tiny", "ada/new"]
+    assert [job["about"] for job in told] == [
+        "-",
+        "-",
+        "-",
+        "Ada/Tiny:1",
+        "-",
+        "Ada/Tiny",
+        "ada/new",
+    ]
 
 
 @pytest.mark.parametrize(

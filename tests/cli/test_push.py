@@ -140,6 +140,8 @@ async def test_what_would_be_refused_in_the_end_is_refused_before_a_byte_is_sent
         "",
         "modelharbor: This needs PROMOTE on ada/tiny, which you or this token have not.\n",
     )
+    named = await run("push", "model", "ada/tiny", "--alias", "Prod")
+    assert named == Done(1, "", "modelharbor: An alias is written in lower case: use 'prod'.\n")
     assert len(await quay.rows("versions")) == 1
 
 

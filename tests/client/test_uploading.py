@@ -405,6 +405,9 @@ async def test_what_is_refused_is_told_whole(
     with pytest.raises(Refused) as clash:
         await push(quay.url, quay, folder, new=True)
     assert clash.value.code == "ALREADY_EXISTS"
+    folder = filled(tmp_path / "named", {"a.txt": b"a", "b:c.txt": b"b"})
+    with pytest.raises(Refused, match=r"^'b:c\.txt': The path has U\+003A"):
+        await push(quay.url, quay, folder, new=True)
     async with Client(quay.url) as nobody:
         with pytest.raises(Rejected) as unknown:
             await nobody.upload_folder(folder, "ada/tiny")

@@ -374,6 +374,7 @@ GIVEN = {
     "name": "b",
     "owner": "a",
     "search": "a",
+    "version": "x",
     "words": "a",
 }
 

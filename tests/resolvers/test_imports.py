@@ -735,14 +735,14 @@ async def test_an_import_by_a_client_is_held_to_the_quota(
 ) -> None:
     """Of what is there already, of what uploads have reserved, and of what it brings."""
     small = settings.model_copy(update={"quota_bytes": SIZE - 1})
-    with pytest.raises(Refused, match=f"{SIZE} more are needed") as caught:
+    with pytest.raises(Refused, match=f"{SIZE:,} more are needed") as caught:
         await harbor.put(folder, settings=small)
     assert (caught.value.code, caught.value.path) == (ErrorCode.QUOTA_EXCEEDED, ["folder"])
     await harbor.nothing_was_written()
     enough = settings.model_copy(update={"quota_bytes": SIZE})
     first = await harbor.put(folder, settings=enough)
     assert first.size_bytes == SIZE
-    with pytest.raises(Refused, match=f"{SIZE} are used, 0 are reserved"):
+    with pytest.raises(Refused, match=f"{SIZE:,} are used, 0 are reserved"):
         await harbor.put(folder, again=True, settings=enough)
     again = await harbor.put(folder, again=True)  # the operator's own hands
     assert again.number == 2

@@ -11,6 +11,12 @@ const ids = JSON.stringify({ model: '', version: '' }, null, 2);
 
 /** What the tabs hold at the first visit, in their order. */
 export const examples = [
-  ...[trending, model, search, facets, createModel, viewer, watchJobs].map((query) => ({ query })),
+  { query: trending },
+  { query: model },
+  { query: search },
+  { query: facets },
+  { query: createModel },
   { query: createUploads, variables: ids },
+  { query: viewer },
+  { query: watchJobs },
 ];
