@@ -13,7 +13,7 @@ from typer.main import get_command
 
 import modelharbor.execution.failures as failures
 from modelharbor import errors
-from modelharbor.cli import app
+from modelharbor.cli.commands import app
 from modelharbor.db.connection import Database
 from modelharbor.db.tokens import Permission
 from modelharbor.dev.demo import seed

@@ -1,53 +1,15 @@
 """The command line."""
 
-import typer
+import sys
+from typing import Final
 
-from . import (
-    database,
-    doctor,
-    imports,
-    jobs,
-    login,
-    organizations,
-    plan,
-    pull,
-    push,
-    remote,
-    schema,
-    server,
-    tokens,
-    users,
-    worker,
-)
-from .running import Commands
-
-app = typer.Typer(
-    cls=Commands,
-    help="A registry of AI models behind a GraphQL API.",
-    pretty_exceptions_enable=False,  # its tracebacks show the values of variables: tokens among them
-)
-app.command("dev")(server.dev)
-app.command("serve")(server.serve)
-app.command("worker")(worker.worker)
-app.command("migrate")(database.migrate)
-app.command("seed")(database.seed)
-app.command("import")(imports.import_)
-app.command("push", epilog=remote.VERSION_EXIT_CODES)(push.push)
-app.command("pull", epilog=remote.VERSION_EXIT_CODES)(pull.pull)
-app.command("login", epilog=remote.EXIT_CODES)(login.login)
-app.command("logout")(login.logout)
-app.add_typer(users.commands, name="user")
-app.add_typer(organizations.organization_commands, name="org")
-app.add_typer(organizations.member_commands, name="member")
-app.add_typer(tokens.commands, name="token")
-app.add_typer(schema.commands, name="schema")
-app.add_typer(jobs.commands, name="jobs")
-app.command("reindex")(jobs.reindex)
-app.command("collect-garbage")(jobs.collect_garbage)
-app.command("verify-blobs")(jobs.verify_blobs)
-app.command("plan")(plan.plan)
-app.command("doctor")(doctor.doctor)
+REMOTE: Final = frozenset({"push", "pull", "login", "logout"})
 
 
 def main() -> None:
+    """Those that need the client alone do not wait until all of the server is imported."""
+    if sys.argv[1:2] and sys.argv[1] in REMOTE:
+        from .elsewhere import app
+    else:
+        from .commands import app
     app()

@@ -13,7 +13,8 @@ from modelharbor.db.migrations import migrate as apply_migrations
 from modelharbor.inspection.fence import open_fence
 from modelharbor.storage.blobs import open_storage
 
-from .running import Failure, on_database, read_settings
+from .running import on_database, read_settings
+from .telling import Failure
 
 
 def migrate(

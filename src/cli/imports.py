@@ -30,7 +30,8 @@ from modelharbor.resolvers.imports import (
 from modelharbor.resolvers.references import parse_reference
 from modelharbor.storage.blobs import open_storage
 
-from .running import Failure, end, on_database, read_settings, tell
+from .running import on_database, read_settings
+from .telling import Failure, end, tell
 
 EXIT_CODES = {VersionStatus.QUARANTINED: 4, VersionStatus.FAILED: 5}  # those of `push`
 PHASES = {Phase.HASHING: "Reading", Phase.STORING: "Storing", Phase.INSPECTING: "Inspecting"}

@@ -36,17 +36,8 @@ from modelharbor.resolvers.jobs import (
 from modelharbor.resolvers.references import parse_reference
 from modelharbor.settings import Settings
 
-from .running import (
-    AsJson,
-    Failure,
-    Limit,
-    on_database,
-    read_settings,
-    show,
-    show_json,
-    tell,
-    tell_if_cut,
-)
+from .running import AsJson, Limit, on_database, read_settings, show, show_json, tell_if_cut
+from .telling import Failure, tell
 
 commands = typer.Typer(help="Jobs: long work that workers do.")
 COLUMNS: Final = {

@@ -14,7 +14,7 @@ from .remote import (
     store_login,
     with_client,
 )
-from .running import Failure
+from .telling import Failure
 
 
 def login(

@@ -7,7 +7,8 @@ from typing import Annotated
 import orjson
 import typer
 
-from .running import Failure, show
+from .running import show
+from .telling import Failure
 
 
 def plan(

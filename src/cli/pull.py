@@ -24,7 +24,7 @@ from .remote import (
     show_result,
     with_client,
 )
-from .running import end
+from .telling import end
 
 HELD_BACK: Final = {"QUARANTINED": QUARANTINED, "FAILED": FAILED}
 

@@ -38,7 +38,7 @@ from .remote import (
     show_result,
     with_client,
 )
-from .running import end, tell
+from .telling import end, tell
 
 MOST_FINDINGS = 20  # shown; all are in the API, and in the console
 

@@ -13,7 +13,7 @@ import typer
 
 from modelharbor.client import Client, ClientError, Unreachable, base_url
 
-from .running import Failure, end, tell
+from .telling import Failure, end, tell
 
 T = TypeVar("T")
 NOT_REACHABLE: Final = 3

@@ -2,10 +2,10 @@
 
 import asyncio
 import sys
-from collections.abc import Awaitable, Callable, Iterator, Sequence
-from contextlib import AsyncExitStack, contextmanager
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import AsyncExitStack
 from datetime import datetime
-from typing import Annotated, Any, NoReturn, TypeVar
+from typing import Annotated, TypeVar
 
 import orjson
 import typer
@@ -16,8 +16,6 @@ from pymongo.errors import ConfigurationError, ConnectionFailure, PyMongoError
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
-from typer.core import TyperGroup
-from typer.exceptions import TyperException
 
 from modelharbor.db.base import Row
 from modelharbor.db.connection import Database, connect
@@ -25,63 +23,26 @@ from modelharbor.db.migrations import pending
 from modelharbor.errors import HarborError, Refused
 from modelharbor.settings import Settings
 
+from .telling import Failure, tell
+
 T = TypeVar("T")
-USAGE_CODE = 2
 PIPE_WIDTH = 10_000  # columns
 AsJson = Annotated[bool, typer.Option("--json", help="JSON, for programs.")]
 Limit = Annotated[int, typer.Option(min=1, help="Most rows.")]
 
 
-class Failure(Exception):
-    """What a person at the terminal can mend; told in one line."""
-
-
-class Commands(TyperGroup):
-    """The root of all commands: expected failures end in one line on stderr, without a traceback."""
-
-    def main(
-        self,
-        args: Sequence[str] | None = None,
-        prog_name: str | None = None,
-        complete_var: str | None = None,
-        standalone_mode: bool = True,
-        windows_expand_args: bool = True,
-        **extra: Any,
-    ) -> NoReturn:
-        given = sys.argv[1:] if args is None else list(args)
-        with failures_told():
-            code = super().main(
-                given or ["--help"],
-                prog_name="modelharbor",
-                complete_var=complete_var,
-                standalone_mode=False,  # we print failures and end the process ourselves
-                windows_expand_args=windows_expand_args,
-                **extra,
-            )
-        sys.exit(code if isinstance(code, int) else 0)
-
-
-@contextmanager
-def failures_told() -> Iterator[None]:
-    try:
-        yield
-    except TyperException as error:
-        hint = " (--help tells more)" if error.exit_code == USAGE_CODE else ""
-        end(f"{error.format_message()}{hint}", error.exit_code)
-    except typer.Abort:
-        end("stopped; nothing was done.")
-    except (Failure, HarborError, Refused) as error:
-        end(str(error))
-    except ConnectionFailure as error:
-        end(
-            f"MongoDB does not answer ({_first(error)}): start it, or say where it is with MODELHARBOR_MONGO_URL."
-        )
-    except PyMongoError as error:
-        end(f"MongoDB does not do its part: {_first(error)}")
-    except StorageError as error:
-        end(f"The file storage does not do its part: {error}")
-    except OSError as error:
-        end(f"{error.filename}: {error.strerror}" if error.filename else str(error))
+def explained(error: Exception) -> str | None:
+    """What an expected failure of the server's parts is told as; None: it was not expected."""
+    match error:
+        case HarborError() | Refused():
+            return str(error)
+        case ConnectionFailure():
+            return f"MongoDB does not answer ({_first(error)}): start it, or say where it is with MODELHARBOR_MONGO_URL."
+        case PyMongoError():
+            return f"MongoDB does not do its part: {_first(error)}"
+        case StorageError():
+            return f"The file storage does not do its part: {error}"
+    return None
 
 
 def _first(error: PyMongoError) -> str:
@@ -89,11 +50,6 @@ def _first(error: PyMongoError) -> str:
     return (
         str(error).split(" (configured", 1)[0].split(", full error", 1)[0].split(", Timeout", 1)[0]
     )
-
-
-def end(message: str, code: int = 1) -> NoReturn:
-    typer.echo(f"modelharbor: {' '.join(message.split())}", err=True)
-    sys.exit(code)
 
 
 def read_settings() -> Settings:
@@ -129,11 +85,6 @@ def on_database(
             return await work(database)
 
     return asyncio.run(connected())
-
-
-def tell(message: str) -> None:
-    """Beside the answer itself: on stderr, so that pipes get the answer alone."""
-    typer.echo(message, err=True)
 
 
 def tell_if_cut(rows: Sequence[Row], limit: int) -> None:

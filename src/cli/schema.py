@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from .running import Failure
+from .telling import Failure
 
 commands = typer.Typer(help="The served GraphQL schema.")
 

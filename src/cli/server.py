@@ -9,7 +9,8 @@ import typer
 from modelharbor.auth.links import secret_key
 from modelharbor.http.server import serve as run_server
 
-from .running import Failure, read_settings
+from .running import read_settings
+from .telling import Failure
 
 
 def dev(

@@ -17,7 +17,8 @@ from modelharbor.resolvers.names import DISPLAY_NAME, valid_label
 from modelharbor.resolvers.tokens import issue_token, list_tokens, revoke_token
 from modelharbor.resolvers.users import actor_by_login
 
-from .running import AsJson, Limit, on_database, show, tell, tell_if_cut
+from .running import AsJson, Limit, on_database, show, tell_if_cut
+from .telling import tell
 
 commands = typer.Typer(help="API tokens.")
 COLUMNS = {

@@ -8,7 +8,8 @@ from pymongo.uri_parser import parse_uri
 
 from modelharbor.db.jobs import JobKind
 
-from .running import Failure, read_settings
+from .running import read_settings
+from .telling import Failure
 
 
 def worker(

@@ -9,7 +9,7 @@ from typing import TypeAlias
 import pytest
 from typer.testing import CliRunner
 
-from modelharbor.cli import app
+from modelharbor.cli.commands import app
 from modelharbor.http.server import environment
 from modelharbor.settings import Settings
 

@@ -8,7 +8,7 @@ import orjson
 import pytest
 
 from modelharbor.cli import remote
-from modelharbor.cli.running import Failure
+from modelharbor.cli.telling import Failure
 from modelharbor.settings import Settings
 from tests.cli.conftest import Done, Run
 from tests.http.processes import free_port

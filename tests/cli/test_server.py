@@ -12,7 +12,7 @@ import httpx
 import pytest
 import typer
 
-from modelharbor.cli import app
+from modelharbor.cli.commands import app
 from modelharbor.http.server import environment
 from modelharbor.settings import Settings
 from tests.cli.conftest import Done, Run
