@@ -131,6 +131,18 @@ class PersistedQueryNotFound(HarborError):
     code, status = "PERSISTED_QUERY_NOT_FOUND", 200  # Apollo's clients expect 200 and send the text
 
 
+class PersistedQueryNotSupported(HarborError):
+    """Apollo's clients stop naming documents by hash when they read this."""
+
+    code = "PERSISTED_QUERY_NOT_SUPPORTED"
+
+
+class PersistedQueryRequired(HarborError):
+    """Only published operations run here."""
+
+    code, status = "PERSISTED_QUERY_REQUIRED", 403
+
+
 class CursorExpired(HarborError):
     """What a subscription should go on from is no longer kept: read anew, then subscribe without it."""
 

@@ -35,6 +35,14 @@ class Settings(BaseSettings):
     redis_timeout_seconds: float = Field(
         default=0.5, gt=0, description="How long a Redis command may take before it is given up."
     )
+    redis_pool_size: int = Field(
+        default=50, ge=1, description="Connections to Redis that one process may hold."
+    )
+    redis_prefix: str = Field(
+        default="mh",
+        pattern="^[A-Za-z0-9_-]{1,32}$",
+        description="How the names of all keys in Redis begin; several installations in one Redis need one each.",
+    )
     data_path: Path = Field(
         default=Path(".modelharbor"),
         description="Folder for what the server keeps on disk: file contents and the signing key.",
@@ -132,6 +140,45 @@ class Settings(BaseSettings):
     )
     document_cache_size: int = Field(
         default=1000, ge=1, description="Validated documents kept in a process."
+    )
+    persisted_days: float = Field(
+        default=30.0,
+        gt=0,
+        description="How long Redis keeps the text of a document that clients name by hash and nobody uses.",
+    )
+    trusted_only: bool = Field(
+        default=False,
+        description="Run published operations only; operators may run any.",
+    )
+    response_cache: bool = Field(
+        default=True,
+        description="Keep answers, and who holds a token, until something in them changes; needs Redis.",
+    )
+    cache_bytes: int = Field(
+        default=67_108_864, ge=0, description="Memory for answers kept in one process."
+    )
+    cache_timeout_seconds: float = Field(
+        default=0.05,
+        gt=0,
+        description="How long Redis may take to say what has changed before answers are made anew.",
+    )
+    surrogate_keys: bool = Field(
+        default=False,
+        description="Name what is in a public answer in its header `Surrogate-Key`, for a CDN that purges by it.",
+    )
+    budget_anonymous: int = Field(
+        default=200_000,
+        ge=0,
+        description="Cost that one address without a token gets back each second; 0: no limit.",
+    )
+    budget_token: int = Field(
+        default=200_000, ge=0, description="The same for one token; 0: no limit."
+    )
+    budget_operator: int = Field(
+        default=1_000_000, ge=0, description="The same for one operator's token; 0: no limit."
+    )
+    budget_seconds: float = Field(
+        default=5.0, gt=0, description="How many seconds' worth of cost can be saved up."
     )
     max_card_bytes: int = Field(
         default=262_144, ge=1, description="Longest model card, in UTF-8 bytes."
