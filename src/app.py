@@ -68,7 +68,7 @@ def create_app(
                 stack.callback(hold_no_lines)
             reader = await stack.enter_async_context(open_reader(database, settings))
             await stack.enter_async_context(recording(database, settings))
-            live = Live(graphql.schema, database, reader, settings, metrics)
+            live = Live(graphql.operations.schema, database, reader, settings, metrics)
             stack.push_async_callback(live.close)
             cache = await stack.enter_async_context(connect_cache(settings))
             storage = await stack.enter_async_context(open_storage(settings))

@@ -23,7 +23,8 @@ from .outbox import Outbox
 from .protocol import CUT_OFF
 
 if TYPE_CHECKING:
-    from .graphql import GraphQLEndpoint, Incoming, Prepared
+    from .incoming import Incoming
+    from .operations import Operations, Prepared
 
 EVENTS: Final = "text/event-stream; charset=utf-8"
 ALIVE_SECONDS: Final = 12.0  # between comments that keep proxies from closing what is silent
@@ -65,10 +66,10 @@ class EventStream(Response):
 
     @classmethod
     async def of_subscription(
-        cls, endpoint: "GraphQLEndpoint", request: "Incoming", prepared: "Prepared"
+        cls, operations: "Operations", request: "Incoming", prepared: "Prepared"
     ) -> "EventStream":
         """Raises what forbids it."""
-        made = _Following(endpoint, request, prepared)
+        made = _Following(operations, request, prepared)
         await made.begin()
         return made
 
@@ -153,13 +154,11 @@ class EventStream(Response):
 class _Following(EventStream):
     """Of a subscription."""
 
-    def __init__(
-        self, endpoint: "GraphQLEndpoint", request: "Incoming", prepared: "Prepared"
-    ) -> None:
+    def __init__(self, operations: "Operations", request: "Incoming", prepared: "Prepared") -> None:
         super().__init__()
         self.request = request
         self.live, self.viewers = request.state["live"], request.state["viewers"]
-        self.asked = endpoint.asked(request, prepared)
+        self.asked = operations.asked(request, prepared)
         self.viewer: Viewer | None = None
         self.subscription: Subscription | None = None
         self.admitted: tuple[Subscribed, int] | None = None

@@ -27,7 +27,8 @@ from .parameters import NESTING, check_nesting, is_nested_deeper, read_parameter
 from .protocol import CUT_OFF, WRITE_TEXT
 
 if TYPE_CHECKING:
-    from .graphql import GraphQLEndpoint, Incoming
+    from .incoming import Incoming
+    from .operations import Operations
 
 log = logging.getLogger(__name__)
 PROTOCOL: Final = "graphql-transport-ws"
@@ -88,8 +89,8 @@ class Running:
 class Socket:
     """One connection."""
 
-    def __init__(self, endpoint: "GraphQLEndpoint", request: "Incoming", send: Send) -> None:
-        self.endpoint, self.settings = endpoint, endpoint.settings
+    def __init__(self, operations: "Operations", request: "Incoming", send: Send) -> None:
+        self.operations, self.settings = operations, operations.settings
         self.request, self.send = request, send
         self.live = request.state["live"]
         self.viewers = request.state["viewers"]
@@ -266,20 +267,20 @@ class Socket:
         token = request_id.set(self.request_id)
         try:
             check_nesting(payload, "The payload")
-            prepared = await self.endpoint.prepare(self.request, read_parameters(payload))
+            prepared = await self.operations.prepare(self.request, read_parameters(payload))
             kind = prepared.operation.kind
             if kind is OperationType.SUBSCRIPTION:
-                asked = self.endpoint.asked(self.request, prepared)
+                asked = self.operations.asked(self.request, prepared)
                 running.subscription = Subscription(asked, self.viewer, running)
                 await self.live.join(running.subscription)
             else:
                 viewer = await self.viewer_now(kind)
                 with operation_scope(kind.value, prepared.operation.name):
-                    answer, cost = await self.endpoint.execute(self.request, prepared, viewer)
+                    answer, cost = await self.operations.execute(self.request, prepared, viewer)
                 if answer.is_refused:
                     running.fail(answer.errors)
                 else:
-                    _, body = self.endpoint.content(self.request, answer, cost)
+                    _, body = self.operations.content(self.request, answer, cost)
                     await running.room()
                     running.send(body, None)
                     running.complete()
