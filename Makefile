@@ -30,7 +30,7 @@ else \
 fi
 endef
 
-.PHONY: help run test check fuzz faults bench bench-peers bench-live bench-uploads schema wheel clean
+.PHONY: help run test check fuzz faults bench bench-cache bench-peers bench-live bench-uploads schema wheel clean
 
 help: ## List the verbs
 	@echo 'make VERB, where VERB is one of'
@@ -64,6 +64,11 @@ bench: ## Measure the canonical operations (MODELS=10000 SECONDS=5 ARGS=--write)
 	@$(call debian,command -v wrk >/dev/null,wrk,the measurements need it)
 	@$(PREPARE) .venv/developed .venv/libraries
 	@exec $(BIN)/python -m bench $(if $(filter-out file,$(origin MODELS)),--models '$(MODELS)') $(if $(SECONDS),--seconds '$(SECONDS)') $(ARGS)
+
+bench-cache: ## Measure answers that are kept, beside Starlette and others, 20 minutes (ARGS=--write)
+	@$(call debian,command -v wrk >/dev/null,wrk,the measurements need it)
+	@$(PREPARE) .venv/developed .venv/libraries bench/peers/node/node_modules/installed
+	@exec $(BIN)/python -m bench.cache $(if $(SECONDS),--seconds '$(SECONDS)') $(ARGS)
 
 bench-peers: ## Measure the server beside others on one data set, 15 minutes (SECONDS=2 ARGS=--write)
 	@$(call debian,command -v wrk >/dev/null,wrk,the measurements need it)

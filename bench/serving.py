@@ -165,15 +165,18 @@ async def serving(folder: Path, models: int) -> AsyncIterator[Serving]:
 
 
 @asynccontextmanager
-async def our_server(data: Filled) -> AsyncIterator[Serving]:
+async def our_server(
+    data: Filled, name: str = "server", variables: dict[str, str] | None = None
+) -> AsyncIterator[Serving]:
+    """`variables`: of the environment, beside those that say where the engines are."""
     port = free_port()
     async with run_server(
         data,
-        "server",
+        name,
         Path(sys.executable),
         *("-m", "modelharbor", "serve", "--host", HOST, "--port", str(port), "--workers", "1"),
         port=port,
-        variables=environment(data.settings),
+        variables=environment(data.settings) | (variables or {}),
     ) as served:
         yield served
 

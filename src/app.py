@@ -15,12 +15,17 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from modelharbor.auth.links import secret_key
 from modelharbor.auth.tokens import finish_notes
 from modelharbor.auth.watch import watching_viewers
+from modelharbor.cache.answers import open_answers
+from modelharbor.cache.budgets import Budgets
 from modelharbor.cache.client import connect_cache
+from modelharbor.cache.freshness import open_freshness
 from modelharbor.db.connection import connect
 from modelharbor.errors import HarborError
 from modelharbor.events.reader import open_reader
 from modelharbor.events.recorder import recording
 from modelharbor.execution.live import Live
+from modelharbor.execution.persisted import open_persisted
+from modelharbor.http.acknowledging import AcknowledgingMiddleware
 from modelharbor.http.console import console_routes, graphiql_page
 from modelharbor.http.downloads import download_routes
 from modelharbor.http.graphql import GraphQLEndpoint
@@ -36,12 +41,14 @@ from modelharbor.http.middleware import (
 from modelharbor.http.state import State
 from modelharbor.http.uploads import ANSWER_HEADERS, REQUEST_HEADERS, upload_routes
 from modelharbor.loaders.lanes import Lanes
+from modelharbor.loaders.rights import Rights
 from modelharbor.observability.garbage import collecting
 from modelharbor.observability.logging import configure_logging, hold_no_lines
 from modelharbor.observability.metrics import Metrics
 from modelharbor.observability.sentry import init_sentry
 from modelharbor.resolvers.downloads import counting_downloads
 from modelharbor.resolvers.receiving import Receiver
+from modelharbor.resolvers.sessions import open_sessions
 from modelharbor.schema import schema as served_schema
 from modelharbor.settings import Settings
 from modelharbor.storage.blobs import open_storage
@@ -74,6 +81,13 @@ def create_app(
             storage = await stack.enter_async_context(open_storage(settings))
             receiver = Receiver(database, settings, storage, cache)
             stack.push_async_callback(receiver.close)
+            secret, budgets = secret_key(settings), Budgets(settings)
+            freshness = await stack.enter_async_context(
+                open_freshness(database, cache, settings, budgets)
+            )
+            answers = await stack.enter_async_context(
+                open_answers(cache, freshness, settings, secret, metrics)
+            )
             yield State(
                 settings=settings,
                 database=database,
@@ -81,10 +95,22 @@ def create_app(
                 viewers=await stack.enter_async_context(watching_viewers(database)),
                 lanes=Lanes(merged=metrics.merged_reads.inc) if settings.coalescing else None,
                 cache=cache,
+                freshness=freshness,
+                answers=answers,
+                budgets=budgets,
+                sessions=await stack.enter_async_context(
+                    open_sessions(database, freshness, answers.shared, metrics)
+                ),
+                rights=Rights(database, freshness),
+                persisted=await stack.enter_async_context(
+                    open_persisted(
+                        database, cache, graphql.operations.documents, settings, freshness
+                    )
+                ),
                 storage=storage,
                 receiver=receiver,
                 downloads=await stack.enter_async_context(counting_downloads(database)),
-                secret_key=secret_key(settings),
+                secret_key=secret,
             )
 
     metrics = Metrics()
@@ -149,4 +175,4 @@ def _middleware(settings: Settings) -> list[Middleware]:
                 expose_headers=["content-range", "etag", "x-request-id", *ANSWER_HEADERS],
             )
         )
-    return [*found, Middleware(CompressionMiddleware)]
+    return [*found, Middleware(CompressionMiddleware), Middleware(AcknowledgingMiddleware)]

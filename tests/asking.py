@@ -13,6 +13,7 @@ from modelharbor.db.connection import Database
 from modelharbor.execution.documents import DocumentStore
 from modelharbor.execution.execute import run
 from modelharbor.execution.failures import Problem
+from modelharbor.execution.reading import Read
 from modelharbor.loaders.lanes import Lanes
 from modelharbor.observability.commands import CommandCount, counted
 from modelharbor.schema import core, schema
@@ -31,6 +32,7 @@ class Answer:
     problems: list[Problem]
     """The errors whole."""
     batches: int
+    read: Read | None = None
 
 
 @dataclass
@@ -44,6 +46,8 @@ class Asker:
     viewer: Viewer = field(default=ANONYMOUS)
     seconds: float = GUARD_SECONDS
     lanes: Lanes | None = None
+    position: int | None = None
+    """With one, answers say what they were made of."""
 
     def changed(self, **settings: Any) -> "Asker":
         """One with other settings, on the same data."""
@@ -82,7 +86,15 @@ class Asker:
         deadline = asyncio.get_running_loop().time() + self.seconds
         token = counted.set(count)
         try:
-            result = await run(schema, found, operation, variables, context, deadline)
+            result = await run(
+                schema,
+                found,
+                operation,
+                variables,
+                context,
+                deadline,
+                position=self.position,
+            )
         finally:
             counted.reset(token)
         errors = [(e["message"], e["extensions"].get("code")) for e in result.errors]
@@ -93,4 +105,5 @@ class Asker:
             result.fallback,
             result.errors,
             context.count.batches,
+            result.read,
         )

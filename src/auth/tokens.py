@@ -55,22 +55,42 @@ async def authenticate(database: Database, authorization: str | None) -> Viewer:
     """
     if authorization is None:
         return ANONYMOUS
+    token = presented(authorization)
+    row = (await read_tokens(database, [token.id])).get(token.id)
+    same = has_secret(row, token)
+    viewer = viewer_of(row) if row is not None and same else None
+    if row is None or viewer is None:
+        raise Unauthenticated(REFUSED)
+    if is_use_due(row):
+        note_use(database, token.id)
+    return viewer
+
+
+def presented(authorization: str) -> "Credentials":
+    """Raises Unauthenticated for anything that is no token of ours."""
     token = credentials_of(authorization)
     if token is None:
         raise Unauthenticated(REFUSED)
-    row = (await read_tokens(database, [token.id])).get(token.id)
-    same = hmac.compare_digest(row["secret_sha256"] if row else NO_HASH, secret_hash(token.secret))
-    viewer = viewer_of(row) if row is not None and same else None
-    if viewer is None:
-        raise Unauthenticated(REFUSED)
-    assert row is not None
+    return token
+
+
+def has_secret(row: Row | None, token: "Credentials") -> bool:
+    """Whether what is stored is what was presented; takes as long when nothing is stored."""
+    stored = row["secret_sha256"] if row else NO_HASH
+    return hmac.compare_digest(stored, secret_hash(token.secret)) and row is not None
+
+
+def is_use_due(row: Row) -> bool:
+    """Whether the use of a token is to be noted: its last one was a while ago."""
     last_used_at = _in_utc(row["last_used_at"])
-    if last_used_at is None or last_used_at <= utc_now() - USED_EVERY:
-        # In a context of its own: the operation's count of commands does not see it.
-        note = asyncio.create_task(_note_use(database, token.id), context=Context())
-        _notes.add(note)
-        note.add_done_callback(_notes.discard)
-    return viewer
+    return last_used_at is None or last_used_at <= utc_now() - USED_EVERY
+
+
+def note_use(database: Database, token_id: ObjectId) -> None:
+    """Nobody waits for it. In a context of its own: the operation's count of commands does not see it."""
+    note = asyncio.create_task(_note_use(database, token_id), context=Context())
+    _notes.add(note)
+    note.add_done_callback(_notes.discard)
 
 
 def viewer_of(row: Row) -> Viewer | None:

@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import cast
 
-from redis.asyncio import Redis
+from redis.asyncio import BlockingConnectionPool, Redis
 from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
 from redis.retry import Retry
@@ -20,17 +20,21 @@ PAUSE_SECONDS = 2.0  # after a failure, how long Redis is left alone: no request
 
 
 class Cache:
-    """Bytes by key, for a time."""
+    """Bytes by key, for a time. Whoever uses `redis` itself asks `name` for the names."""
 
-    def __init__(self, redis: Redis) -> None:
-        self.redis = redis
+    def __init__(self, redis: Redis, prefix: str = "mh") -> None:
+        self.redis, self.prefix = redis, prefix
         self._closed_until = 0.0
+
+    def name(self, key: str) -> str:
+        """What Redis calls it."""
+        return f"{self.prefix}:{key}"
 
     async def get(self, key: str) -> bytes | None:
         if time.monotonic() < self._closed_until:
             return None
         try:
-            found = await self.redis.get(key)
+            found = await self.redis.get(self.name(key))
         except (RedisError, OSError, TimeoutError) as error:
             self._failed(error)
             return None
@@ -43,7 +47,7 @@ class Cache:
         if time.monotonic() < self._closed_until:
             return
         try:
-            await self.redis.set(key, value, ex=seconds)
+            await self.redis.set(self.name(key), value, ex=seconds)
         except (RedisError, OSError, TimeoutError) as error:
             self._failed(error)
 
@@ -53,7 +57,7 @@ class Cache:
             return
         try:
             async with asyncio.timeout(seconds):
-                await self.redis.publish(channel, b"")
+                await self.redis.publish(self.name(channel), b"")
         except (RedisError, OSError, TimeoutError) as error:
             self._failed(error)
 
@@ -71,11 +75,14 @@ class Cache:
 
 @asynccontextmanager
 async def connect_cache(settings: Settings) -> AsyncIterator[Cache]:
-    redis = Redis.from_url(
+    # Who finds all connections in use waits for one: another kind of pool would raise at once.
+    pool: BlockingConnectionPool = BlockingConnectionPool.from_url(
         settings.redis_url,
+        max_connections=settings.redis_pool_size,
+        timeout=settings.redis_timeout_seconds,
         socket_timeout=settings.redis_timeout_seconds,
         socket_connect_timeout=settings.redis_timeout_seconds,
         retry=Retry(NoBackoff(), 1),  # once more: a connection that idled may have been closed
     )
-    async with redis:
-        yield Cache(redis)
+    async with Redis.from_pool(pool) as redis:
+        yield Cache(redis, settings.redis_prefix)

@@ -5,11 +5,27 @@
 `models.summary`              that name of any document, by an update
 `models.summary@task:ocr`     the same of documents that have this value (after the update)
 `models+@principal:public`    a document that is new in a list
+`models+@*`                   a document that is new, whatever it has
 `models-`                     a document that is gone, or changed in a way that is not told
+
+An answer that depends on documents which are not in it (a list, a count) has, whatever else:
+- `gone` of the collection;
+- `added`, within one value that all its documents have, or within `*`;
+- `changed` of each name that it filters or sorts by, within such a value or of any document;
+- where it goes by such a value, `changed` of that name too, of any document: who has left the value
+  is not within it any more;
+- `entity` of each document that is in it, if it shows more of them than that they are there.
+
+Contents are known by hash, and a deletion does not tell it: who has one of `blobs` has `gone` too.
 """
 
-from typing import Final, TypeAlias
+from functools import lru_cache
+from typing import Final, TypeAlias, get_args
 
+from pydantic import BaseModel
+
+from modelharbor.db.base import Row
+from modelharbor.db.cache import FOLLOWED
 from modelharbor.db.models import ModelDocument
 
 Tag: TypeAlias = str
@@ -24,6 +40,10 @@ PARENTS: Final = {
 WITHIN: Final = ("task", "library", "license", "owner_login_lower")
 """Stored names of models, beside `principals`, by whose value lists are told apart."""
 assert set(WITHIN) <= set(ModelDocument.model_fields)
+ANY: Final = "*"
+"""For `added`: whatever the document has."""
+_HASH: Final = "sha256"
+"""By which contents are known."""
 
 
 def entity(collection: str, key: object) -> Tag:
@@ -37,12 +57,17 @@ def below(collection: str, name: str, value: object) -> Tag:
 
 
 def changed(collection: str, name: str, within: str | None = None) -> Tag:
-    """An update of `name`, of any document or of those `within` a value."""
+    """An update of `name`, of any document or of those `within` a value.
+
+    A name with dots stands for what is told of it: `tags.1` for `tags`, `properties.layers` for
+    `properties`, but `stats.likes` for itself.
+    """
+    name = told_name(collection, name)
     return f"{collection}.{name}" if within is None else f"{collection}.{name}@{within}"
 
 
 def added(collection: str, within: str) -> Tag:
-    """An insert of a document within a value."""
+    """An insert of a document within a value, or ANY."""
     return f"{collection}+@{within}"
 
 
@@ -58,3 +83,103 @@ def of_principal(principal: str) -> str:
 def of_value(name: str, value: object) -> str:
     """For `within`; `name` is one of WITHIN."""
     return f"{name}:{value}"
+
+
+def _parts(document: type[BaseModel]) -> dict[str, tuple[str, ...]]:
+    """Stored names, with those in them where they are a record of their own."""
+    found = {}
+    for name, field in document.model_fields.items():
+        kinds = [field.annotation, *get_args(field.annotation)]
+        record = next(
+            (each for each in kinds if isinstance(each, type) and issubclass(each, BaseModel)), None
+        )
+        is_list = getattr(field.annotation, "__origin__", None) is list
+        inside = record.model_fields if record is not None and not is_list else ()
+        found[field.alias or name] = tuple(f"{name}.{each}" for each in inside)
+    return found
+
+
+_NAMES: Final = {collection: _parts(document) for collection, document in FOLLOWED.items()}
+
+
+@lru_cache(10_000)
+def told_name(collection: str, name: str) -> str:
+    """The name under which a change of a stored name is told."""
+    first, _, rest = name.partition(".")
+    inside = _NAMES.get(collection, {}).get(first)
+    if not rest or not inside:
+        return first
+    second = f"{first}.{rest.partition('.')[0]}"
+    return second if second in inside else first
+
+
+@lru_cache(10_000)
+def told_names(collection: str, name: str) -> tuple[str, ...]:
+    """All names that are told when one was written: what it is in, and what is in it, too."""
+    told = told_name(collection, name)
+    first, _, rest = told.partition(".")
+    inside = _NAMES.get(collection, {}).get(first, ())
+    return (first, told) if rest else (first, *inside)
+
+
+def _every_name(collection: str) -> list[str]:
+    return [
+        each
+        for name, inside in _NAMES.get(collection, {}).items()
+        if name != "_id"
+        for each in (name, *inside)
+    ]
+
+
+def withins(collection: str, document: Row) -> list[str]:
+    """The values by which lists with this document are told apart."""
+    if collection != "models":
+        return []
+    return [
+        *[of_principal(each) for each in document.get("principals") or ()],
+        *[of_value(name, document.get(name)) for name in WITHIN],
+    ]
+
+
+def tags_of(change: Row) -> list[Tag]:
+    """What a change concerns, as `following.py` reads it: `kind`, `coll`, `id`, `names` that an update
+    wrote, and of the `document` after it the names by which lists are told apart; None: not known."""
+    collection, kind, document = change["coll"], change["kind"], change["document"]
+    parents = PARENTS.get(collection, ())
+    is_whole = kind in {"insert", "replace"}
+    names: list[str] = []
+    if kind == "update":
+        names = list(
+            dict.fromkeys(told for name in change["names"] for told in told_names(collection, name))
+        )
+    elif kind == "replace":
+        names = _every_name(collection)
+    found = [] if collection == "blobs" else [entity(collection, change["id"])]
+    found += [f"{collection}.{name}" for name in names]
+    if document is None or kind not in {"insert", "replace", "update"}:
+        return [*found, gone(collection)]
+    within = withins(collection, document)
+    found += [f"{collection}.{name}@{each}" for name in names for each in within]
+    if is_whole:
+        found += [f"{collection}+@{each}" for each in (ANY, *within)]
+    found += [below(collection, name, document.get(name)) for name in parents]
+    fixed: tuple[str, ...] = parents
+    if collection == "blobs":
+        found.append(entity(collection, document.get(_HASH)))
+        fixed = (_HASH,)
+    # It was elsewhere before, and nobody knows where.
+    if kind != "insert" and any(name in names for name in fixed):
+        found.append(gone(collection))
+    return found
+
+
+def read_names() -> list[str]:
+    """Stored names that `tags_of` reads of a document."""
+    return sorted(
+        {"principals", _HASH, *WITHIN, *(name for names in PARENTS.values() for name in names)}
+    )
+
+
+def is_apart(change: Row) -> bool:
+    """Whether its tags were made of what the document came to be later, maybe."""
+    return bool(change["kind"] == "update" and change["coll"] == "models")

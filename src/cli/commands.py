@@ -8,7 +8,9 @@ from . import (
     imports,
     jobs,
     organizations,
+    persisted,
     plan,
+    purge,
     schema,
     server,
     tokens,
@@ -26,6 +28,7 @@ app = typer.Typer(
 app.command("dev")(server.dev)
 app.command("serve")(server.serve)
 app.command("worker")(worker.worker)
+app.command("purge")(purge.purge)
 app.command("migrate")(database.migrate)
 app.command("seed")(database.seed)
 app.command("import")(imports.import_)
@@ -35,6 +38,7 @@ app.add_typer(organizations.organization_commands, name="org")
 app.add_typer(organizations.member_commands, name="member")
 app.add_typer(tokens.commands, name="token")
 app.add_typer(schema.commands, name="schema")
+app.add_typer(persisted.commands, name="persisted")
 app.add_typer(jobs.commands, name="jobs")
 app.command("reindex")(jobs.reindex)
 app.command("collect-garbage")(jobs.collect_garbage)

@@ -21,6 +21,7 @@ from modelharbor.observability.commands import CommandCounter
 from modelharbor.settings import Settings
 
 from .base import Row
+from .cache import FOLLOWED
 from .documents import DOCUMENTS
 from .driver import mend_driver
 from .reading import ONE_BATCH, Reading
@@ -198,7 +199,7 @@ async def connect(settings: Settings) -> AsyncIterator[Database]:
         connectTimeoutMS=int(settings.mongo_timeout_seconds * 1000),
         socketTimeoutMS=settings.query_timeout_ms + 5000,
         waitQueueTimeoutMS=int(settings.mongo_timeout_seconds * 1000),
-        event_listeners=[CommandCounter()],
+        event_listeners=[CommandCounter(FOLLOWED)],
     )
     async with client:
         data = client.get_database(

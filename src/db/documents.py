@@ -2,12 +2,14 @@
 
 from .actors import ActorDocument, MembershipDocument
 from .base import BaseDocument
+from .cache import CacheDocument
 from .downloads import DownloadDayDocument
 from .events import EventDocument
 from .files import BlobDocument, FileDocument
 from .idempotency import IdempotencyDocument
 from .jobs import JobDocument, JobLogDocument
 from .models import CardDocument, LikeDocument, ModelDocument
+from .persisted import PersistedDocument, PersistedUsageDocument
 from .tokens import TokenDocument
 from .uploads import QuotaDocument, UploadDocument
 from .versions import VersionDocument
@@ -29,4 +31,7 @@ DOCUMENTS: list[type[BaseDocument]] = [
     JobLogDocument,
     UploadDocument,
     QuotaDocument,
+    PersistedDocument,
+    PersistedUsageDocument,
+    CacheDocument,
 ]

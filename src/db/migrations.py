@@ -150,6 +150,8 @@ MIGRATIONS: list[tuple[int, str, Migration]] = [
     (1, "collections and indexes", create_indexes),
     (2, "jobs and the order of events", order_events),
     (3, "uploads and inspections", take_uploads),
+    (4, "published operations", create_indexes),
+    (5, "what is kept", create_indexes),
 ]
 
 

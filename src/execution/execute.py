@@ -19,7 +19,7 @@ from modelharbor.errors import Timeout
 from .documents import Document, Operation
 from .failures import Problem, field_problems, problem, request_problem
 from .plan import Plan
-from .reading import Run
+from .reading import Read, Run
 
 # Strawberry's, which knows plain values by their type; it says no more than `bool` of itself.
 AWAITABLE = cast("Callable[[Any], TypeGuard[Awaitable[Any]]]", optimized_is_awaitable)
@@ -38,6 +38,8 @@ class Answer:
     is_refused: bool = False
     fallback: str | None = None
     """Why graphql-core made the answer; None: a plan did."""
+    read: Read | None = None
+    """What it may be kept by; None: it may not."""
 
 
 async def run(
@@ -49,12 +51,14 @@ async def run(
     deadline: float,
     values: VariableValues | None = None,
     top: Row | None = None,
+    position: int | None = None,
 ) -> Answer:
     """At the deadline (in the event loop's time) the answer is TIMEOUT, and a plan's reads are
     cancelled; those that others take part in, and graphql-core's, end by their `maxTimeMS`.
 
     `values`: the variables as `operation.coerce` made them, where the caller has them. `top`: the
-    event of a subscription, by the Python name of its field.
+    event of a subscription, by the Python name of its field. `position`: cluster time up to which all
+    changes were known before; None: the answer will not be kept.
     """
     why: str | None = None
     try:
@@ -72,7 +76,11 @@ async def run(
             try:
                 # Whatever goes wrong: graphql-core finds it too, and says it as it should be said.
                 with suppress(Exception):
-                    return Answer(await plan.function(reading))
+                    data = await plan.function(reading)
+                    read = None
+                    if position is not None and plan.policy.max_age > 0:
+                        read = reading.what_was_read(position)
+                    return Answer(data, read=read)
             finally:
                 reading.end()
             why, replayed = UNEXPECTED, reading.replayed()

@@ -30,6 +30,7 @@ from modelharbor.loaders.base import ROOT, Loader
 
 from .arguments import Binder, Frozen
 from .declaration import GIVEN, Computed, Loaded
+from .policy import NEVER, Policy, policy_of
 from .selection import BACKREF, Selected, Selection
 
 Function: TypeAlias = Callable[[Any], Awaitable[dict[str, Any]]]
@@ -57,6 +58,8 @@ class Plan:
     steps: dict[int, Step]
     source: str = ""  # not kept where plans are run
     size: int = 0  # of the source, in characters
+    policy: Policy = NEVER
+    """How long its answers may be kept."""
 
 
 def make_plan(schema: strawberry.Schema, selection: Selection, frozen: Frozen) -> Plan:
@@ -65,7 +68,7 @@ def make_plan(schema: strawberry.Schema, selection: Selection, frozen: Frozen) -
     exec(compile(source, "<plan>", "exec"), writer.names)
     # Out of its own surroundings: as a cycle it would wait for the collector, and frozen for ever.
     function = writer.names.pop("plan")
-    return Plan(function, writer.steps, source, len(source))
+    return Plan(function, writer.steps, source, len(source), policy_of(selection))
 
 
 @dataclass(slots=True)

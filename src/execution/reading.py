@@ -1,13 +1,17 @@
 """One run of a plan: its reads, and what they found, for graphql-core to make an answer of where the
-plan cannot."""
+plan cannot; and what an answer is kept by."""
 
 import asyncio
+import logging
 from collections.abc import Coroutine, Hashable, Mapping
 from dataclasses import dataclass
+from operator import attrgetter
 from typing import Any, Final, TypeVar
 
 from graphql.execution.values import VariableValues
 
+from modelharbor.cache.entries import Access
+from modelharbor.cache.tags import Tag
 from modelharbor.context import Context
 from modelharbor.db.base import Row
 from modelharbor.loaders.base import ROOT, Loader
@@ -16,7 +20,20 @@ from .failures import expected
 from .plan import Step, Unplanned
 
 T = TypeVar("T")
+log = logging.getLogger(__name__)
 Recorded = dict[tuple[type[Loader[Any, Any, Any]], Hashable], dict[Any, Any]]
+
+
+@dataclass(frozen=True, slots=True)
+class Read:
+    """What an answer was made of."""
+
+    tags: frozenset[Tag]
+    access: Access
+    position: int
+    """Cluster time of before the first read: all changes up to it are in the answer."""
+    age: float = 0.0
+    """Seconds that the oldest part of it has been kept elsewhere: it may be kept so much shorter."""
 
 
 class _Refused(dict[Any, Any]):
@@ -47,7 +64,7 @@ class Run:
         self.top: Row = {} if top is None else top
         self._steps, self.context, self.viewer = steps, context, context.viewer
         self.values, self.given = values, given
-        self._found: list[tuple[Step, Hashable, list[Any], Mapping[Any, Any]]] = []
+        self._found: list[tuple[Step, Loader[Any, Any, Any], list[Any], Mapping[Any, Any]]] = []
         self._tasks: list[asyncio.Task[Any]] = []
 
     async def read(self, number: int, keys: list[Any]) -> Mapping[Any, Any]:
@@ -101,8 +118,26 @@ class Run:
             if expected(error) is None:
                 raise  # the plan's own mistake, perhaps: graphql-core reads it anew
             found = dict.fromkeys(keys, error)
-        self._found.append((step, arguments, keys, found))
+        self._found.append((step, loader, keys, found))
         return found
+
+    def what_was_read(self, position: int) -> Read | None:
+        """Of an answer of the plan; None where a loader cannot tell."""
+        tags: set[Tag] = set()
+        access, age = Access.ANYBODY, 0.0
+        try:
+            for _, loader, keys, found in self._found:
+                told = loader.tags(keys, found)
+                if told is None:
+                    return None
+                tags.update(told)
+                if access is not Access.VIEWER:
+                    access = max(access, loader.access(keys, found), key=_by_value)
+                age = max(age, loader.age(keys, found))
+        except Exception:
+            log.exception("answer.not_told")
+            return None
+        return Read(frozenset(tags), access, position, age)
 
     def replayed(self) -> Context:
         """A context for graphql-core, whose loaders know what was found.
@@ -112,8 +147,8 @@ class Run:
         """
         recorded: Recorded = {}
         names: dict[Any, set[frozenset[str]]] = {}
-        for step, arguments, keys, found in self._found:
-            identity = (step.loader, arguments)
+        for step, loader, keys, found in self._found:
+            identity = (step.loader, loader.arguments)
             names.setdefault(identity, set()).add(step.reads)
             there = recorded.setdefault(identity, {})
             there.update((key, found.get(key)) for key in keys)
@@ -124,6 +159,7 @@ class Run:
         return _Replayed(**values, live=self.context, recorded=recorded)
 
 
+_by_value = attrgetter("value")
 _SHARED = (
     "database",
     "cache",
@@ -135,6 +171,8 @@ _SHARED = (
     "settings",
     "storage",
     "request_id",
+    "spending",
+    "caches",
 )
 
 

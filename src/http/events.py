@@ -158,6 +158,7 @@ class _Following(EventStream):
         super().__init__()
         self.request = request
         self.live, self.viewers = request.state["live"], request.state["viewers"]
+        self.operations, self.prepared = operations, prepared
         self.asked = operations.asked(request, prepared)
         self.viewer: Viewer | None = None
         self.subscription: Subscription | None = None
@@ -168,6 +169,7 @@ class _Following(EventStream):
         self.viewer = viewer
         subscription = self.subscription = Subscription(self.asked, viewer, self)
         try:
+            await self.operations.admit(self.request, self.prepared, viewer)
             self.admitted = await self.live.admit(subscription), subscription.turn
         except BaseException:
             self.end()

@@ -4,8 +4,7 @@ Over WebSocket: sockets.py; as a stream of events: events.py; how operations are
 """
 
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
-from typing import Any, Final, TypeAlias
+from typing import Final, TypeAlias
 
 import strawberry
 from graphql import OperationType
@@ -13,6 +12,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
+from modelharbor.cache.entries import Entry
 from modelharbor.errors import (
     BadRequest,
     MethodNotAllowed,
@@ -20,16 +20,18 @@ from modelharbor.errors import (
     UnsupportedMediaType,
 )
 from modelharbor.execution.documents import InvalidDocument
-from modelharbor.execution.execute import Answer
 from modelharbor.execution.failures import expected, problem
+from modelharbor.execution.kept import Kept
 from modelharbor.observability.metrics import Metrics
 from modelharbor.observability.sentry import operation_scope
 from modelharbor.settings import Settings
 
 from .answers import JSON, OPERATION, error_response, json_response, with_request_id
+from .budgets import headers as budget_headers
+from .caching import Form, Named, Sent, check_address, form_of, sent, vary_of
 from .events import EVENTS, EventStream
 from .incoming import Incoming, short_texts
-from .operations import Operations
+from .operations import Executed, Operations, Prepared
 from .parameters import (
     Parameters,
     check_encoding,
@@ -41,20 +43,12 @@ from .sockets import Socket
 from .state import State
 
 RESPONSE_JSON: Final = "application/graphql-response+json; charset=utf-8"
+FORMS: Final = 2048  # headers of so many entries are remembered
 Page: TypeAlias = Callable[[Request[State]], Awaitable[Response]]
 """Answers browsers that come without an operation."""
 TOLD_BY_EVENTS: Final = frozenset({200, 400, 403, 404, 410})
 """What is wrong with an operation, to a client that takes events alone: it reads no other answer, and
 comes again after most of them. What is wrong with its request, or passes, stays a status."""
-
-
-@dataclass(frozen=True, slots=True)
-class Encoded:
-    """An answer, ready to be sent."""
-
-    status: int
-    media: bytes
-    body: bytes
 
 
 class GraphQLEndpoint:
@@ -65,6 +59,7 @@ class GraphQLEndpoint:
     ) -> None:
         self.settings, self.page = settings, page
         self.operations = Operations(schema, settings, metrics)
+        self._forms: Kept[int, tuple[Entry, Form]] = Kept(FORMS, FORMS)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         request = Incoming(scope, receive)
@@ -73,31 +68,19 @@ class GraphQLEndpoint:
             return
         answer = await self.respond(request)
         if isinstance(answer, Response):
-            answer.headers.add_vary_header("Accept")
+            for name in self.vary(request).decode().split(", "):
+                answer.headers.add_vary_header(name)
             await answer(scope, receive, send)
             return
         # What almost every answer is, without Starlette's Response: its headers are always the same.
-        headers = [
-            (b"content-type", answer.media),
-            (b"content-length", b"%d" % len(answer.body)),
-            (b"cache-control", b"private, no-store"),
-            (b"vary", b"Accept"),
-        ]
-        await send({"type": "http.response.start", "status": answer.status, "headers": headers})
-        await send({"type": "http.response.body", "body": answer.body})
+        status, headers, body = answer
+        await send({"type": "http.response.start", "status": status, "headers": headers})
+        await send({"type": "http.response.body", "body": body})
 
-    async def parameters(self, request: Incoming) -> Parameters:
-        if request.method == "GET":
-            check_encoding(request.scope["query_string"])
-            return read_parameters(from_query_string(request.whole.query_params))
-        _check_content(request.header(b"content-type"), request.header(b"content-encoding"))
-        body = await request.body(self.settings.max_body_bytes, self.settings.body_timeout_seconds)
-        found = read_json(body, "The body")
-        if not isinstance(found, dict):
-            raise BadRequest("The body takes one JSON object; batches are not taken.")
-        return read_parameters(found)
+    def vary(self, request: Incoming) -> bytes:
+        return vary_of(request.method, with_origins=bool(self.settings.allowed_origins))
 
-    async def respond(self, request: Incoming) -> "Response | Encoded":
+    async def respond(self, request: Incoming) -> "Response | Sent":
         media, method = JSON, request.method
         try:
             if method not in {"GET", "POST"}:
@@ -121,8 +104,8 @@ class GraphQLEndpoint:
             allow = {"allow": _allowed(method)} if failure.status == 405 else {}
             return error_response(request.scope, failure, allow, JSON if media is EVENTS else media)
 
-    async def answer(self, request: Incoming, media: str) -> "Response | Encoded":
-        prepared = await self.operations.prepare(request, await self.parameters(request))
+    async def answer(self, request: Incoming, media: str) -> Response | Sent:
+        prepared = await self.prepared(request)
         operation = prepared.operation
         request.scope[OPERATION] = operation.name
         if operation.kind is OperationType.MUTATION and request.method == "GET":
@@ -134,16 +117,64 @@ class GraphQLEndpoint:
                 )
             return await EventStream.of_subscription(self.operations, request, prepared)
         with operation_scope(operation.kind.value, operation.name):
-            answer, cost = await self.operations.execute(request, prepared)
-            if media is EVENTS:
-                return EventStream.of_answer(self.operations.content(request, answer, cost)[1])
-            return self.encode(request, answer, cost, media)
+            executed = await self.operations.execute(request, prepared)
+        if media is EVENTS:
+            return EventStream.of_answer(executed.body)
+        return self.encoded(request, prepared, executed, media)
 
-    def encode(
-        self, request: Incoming, answer: Answer, cost: dict[str, Any] | None, media: str
-    ) -> "Encoded":
-        is_refused, body = self.operations.content(request, answer, cost)
-        return Encoded(_request_error_status(media) if is_refused else 200, media.encode(), body)
+    def encoded(
+        self, request: Incoming, prepared: Prepared, executed: Executed, media: str
+    ) -> Sent:
+        named, form, entry = None, None, executed.entry
+        if request.method == "GET" and prepared.resolved.by != "text":
+            named = Named.of(request.headers)
+            if entry is not None:
+                form = self.form(entry)
+        status, headers, body = sent(
+            _request_error_status(media) if executed.is_refused else 200,
+            media.encode(),
+            executed.body,
+            self.vary(request),
+            named=named,
+            entry=entry,
+            form=form,
+            has_errors=bool(executed.problems),
+            layer=executed.layer.value.upper().encode() if self.settings.debug else None,
+        )
+        headers += budget_headers(executed.charge)
+        return status, headers, body
+
+    def form(self, entry: Entry) -> Form:
+        """What is told of an entry, which is served many times."""
+        found = self._forms.get(id(entry))
+        if found is None or found[0] is not entry:
+            found = entry, form_of(entry, with_keys=self.settings.surrogate_keys)
+            self._forms.put(id(entry), found, 1)
+        return found[1]
+
+    async def prepared(self, request: Incoming) -> Prepared:
+        if request.method == "GET":
+            check_address(request.scope)
+            sent_as = b"?" + request.scope["query_string"]  # as no JSON begins
+        else:
+            _check_content(request.header(b"content-type"), request.header(b"content-encoding"))
+            sent_as = await request.body(
+                self.settings.max_body_bytes, self.settings.body_timeout_seconds
+            )
+        found = self.operations.known(request, sent_as)
+        if found is None:
+            found = await self.operations.prepare(request, self.parameters(request, sent_as))
+            self.operations.remember(request, sent_as, found)
+        return found
+
+    def parameters(self, request: Incoming, sent_as: bytes) -> Parameters:
+        if request.method == "GET":
+            check_encoding(sent_as[1:])
+            return read_parameters(from_query_string(request.whole.query_params))
+        found = read_json(sent_as, "The body")
+        if not isinstance(found, dict):
+            raise BadRequest("The body takes one JSON object; batches are not taken.")
+        return read_parameters(found)
 
 
 @short_texts

@@ -32,18 +32,21 @@ def short_texts(function: Callable[P, T]) -> Callable[P, T]:
 class Incoming:
     """A request as ASGI hands it over; Starlette's, where more than headers and body is wanted."""
 
-    __slots__ = ("_headers", "is_socket", "method", "receive", "scope", "state")
+    __slots__ = ("authorization", "headers", "is_socket", "method", "receive", "scope", "state")
 
     def __init__(self, scope: Scope, receive: Receive) -> None:
         self.scope, self.receive = scope, receive
         self.is_socket: bool = scope["type"] == "websocket"
         self.method: str = scope.get("method", "GET")
         self.state: State = scope["state"]
-        self._headers: dict[bytes, bytes] = dict(reversed(scope["headers"]))
+        self.headers: dict[bytes, bytes] = dict(reversed(scope["headers"]))
+        """By name in lower case; of several the first."""
+        self.authorization = self.header(b"authorization")
+        """Of a socket: what it was opened with, or what it says when it is initialised."""
 
     def header(self, name: bytes) -> str | None:
         """Of several the first; `name` in lower case."""
-        found = self._headers.get(name)
+        found = self.headers.get(name)
         return None if found is None else found.decode("latin-1")
 
     @property

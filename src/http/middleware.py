@@ -25,6 +25,7 @@ from .answers import (
     request_id_from,
     with_request_id,
 )
+from .caching import compressed, distinct
 
 log = logging.getLogger(__name__)
 PIECE_BYTES = 64 * 1024
@@ -54,8 +55,10 @@ class RequestMiddleware:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                headers = list(message["headers"])
-                there = {name for name, _ in headers}
+                headers, there = [], set()
+                for name, value in message["headers"]:
+                    there.add(name)
+                    headers.append((name, distinct(value) if name == b"vary" else value))
                 headers.append((b"x-request-id", current.encode()))
                 headers += [header for header in SAFE_HEADERS if header[0] not in there]
                 message["headers"] = headers
@@ -139,16 +142,18 @@ class CompressionMiddleware:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http" or scope["path"].startswith(("/files/", "/uploads")):
             await self.app(scope, receive, send)
-        elif any(name == b"accept-encoding" for name, _ in scope["headers"]):
-            await self.compressing(scope, receive, send)
-        else:
+            return
+        compresses = any(name == b"accept-encoding" for name, _ in scope["headers"])
 
-            async def send_varying(message: Message) -> None:
-                if message["type"] == "http.response.start":
-                    message["headers"] = [*message["headers"], (b"vary", b"Accept-Encoding")]
-                await send(message)
+        async def send_marked(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                headers = message["headers"]
+                message["headers"] = compressed(
+                    headers if compresses else [*headers, (b"vary", b"Accept-Encoding")]
+                )
+            await send(message)
 
-            await self.app(scope, receive, send_varying)
+        await (self.compressing if compresses else self.app)(scope, receive, send_marked)
 
 
 class _InPieces:

@@ -1,48 +1,91 @@
-"""Operations, however they came: what may run, and how it is run."""
+"""Operations, however they came: what may run, what it costs whom, and whether its answer is there already."""
 
 import asyncio
+import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Final
 
 import orjson
 import strawberry
+from graphql import OperationType
 from graphql.execution.values import VariableValues, get_variable_values
 from starlette.datastructures import URL
 
 from modelharbor.auth.links import DownloadLinks
-from modelharbor.auth.tokens import authenticate
-from modelharbor.auth.viewer import ANONYMOUS, Viewer
+from modelharbor.auth.viewer import ANONYMOUS, PUBLIC, Viewer
+from modelharbor.cache.answers import Layer, Made
+from modelharbor.cache.budgets import Charge
+from modelharbor.cache.entries import Entry
 from modelharbor.context import Context
-from modelharbor.errors import BadRequest, OperationTooComplex, Unavailable
+from modelharbor.errors import OperationTooComplex, Unauthenticated, Unavailable
 from modelharbor.execution.answered import actual_cost
+from modelharbor.execution.budgets import count_rows, dry_run
+from modelharbor.execution.caching import answer_key
 from modelharbor.execution.documents import Document, DocumentStore, InvalidDocument, Operation
 from modelharbor.execution.execute import Answer, run
-from modelharbor.execution.failures import problem, request_problem, unexpected
-from modelharbor.execution.persisted import check_hash, find, keep, named_hash
+from modelharbor.execution.failures import Problem, problem, request_problem, unexpected
+from modelharbor.execution.kept import Kept
+from modelharbor.execution.persisted import Resolved
+from modelharbor.execution.plan import Plan
+from modelharbor.execution.policy import Policy
 from modelharbor.execution.subscribing import Asked
+from modelharbor.loaders.budgets import Spending
 from modelharbor.observability.commands import CommandCount, counted
 from modelharbor.observability.metrics import Metrics
 from modelharbor.settings import Settings
 
 from .answers import request_id_of, with_request_id
+from .budgets import BAD_DOCUMENT, BAD_TOKEN, LEAST, Principal, price, principal_of, throttle_status
 from .incoming import Incoming
 from .parameters import Parameters, count_variable_values
 from .state import State
 
 COST_HEADER: Final = b"x-modelharbor-cost"
+REMEMBERED, REMEMBERED_BYTES = 4096, 4 * 2**20  # requests, and what they were sent as
+LONGEST_REMEMBERED: Final = 4096  # bytes
+WORTH_A_LOOK: Final = 10  # a cost: what could be given back of less is not worth counting
 
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
     """An operation that may run: valid, and within the limits."""
 
+    resolved: Resolved
     document: Document
     operation: Operation
     variables: dict[str, Any]
     values: VariableValues | None  # None: they do not fit, graphql-core tells why
     requested: int  # its cost
+    is_dry_run: bool = False
+    is_registering: bool = False
+    """Whether its text came with a name, to be known by from now on."""
+    policy: Policy | None = None  # None: its answer is not kept
+    key: bytes = b""  # of its answer, where that is kept
+
+    @property
+    def own_price(self) -> int | None:
+        """Of a published operation that has one: nothing of it is given back."""
+        trusted = self.resolved.trusted
+        return None if trusted is None else trusted.price
+
+    @property
+    def price(self) -> int:
+        return price(self.requested, self.own_price, is_dry_run=self.is_dry_run)
+
+
+@dataclass(frozen=True, slots=True)
+class Executed:
+    """An answer in JSON, whole."""
+
+    body: bytes
+    charge: Charge
+    problems: list[Problem] = field(default_factory=list)
+    is_refused: bool = False
+    entry: Entry | None = None
+    """What is kept of it; its body is `body`, where nothing was added for this request."""
+    layer: Layer = Layer.BYPASS
 
 
 class Operations:
@@ -52,33 +95,256 @@ class Operations:
         self.schema, self.settings, self.metrics = schema, settings, metrics
         self.documents = DocumentStore(schema._schema, settings)
         self.places = asyncio.Semaphore(settings.max_running_operations)
+        self._remembered: Kept[bytes, tuple[int, Prepared]] = Kept(REMEMBERED, REMEMBERED_BYTES)
+
+    # ---- what may run
+
+    def known(self, request: Incoming, sent: bytes) -> Prepared | None:
+        """What the same bytes were prepared to before, while the same operations are published."""
+        found = self._remembered.get(sent)
+        if found is None or found[0] != request.state["persisted"].published.version:
+            return None
+        return found[1]
+
+    def remember(self, request: Incoming, sent: bytes, prepared: Prepared) -> None:
+        if len(sent) <= LONGEST_REMEMBERED and not prepared.is_registering:
+            version = request.state["persisted"].published.version
+            self._remembered.put(sent, (version, prepared), len(sent))
 
     async def prepare(self, request: Incoming, parameters: Parameters) -> Prepared:
         """Raises InvalidDocument and HarborErrors for what cannot run."""
+        budgets = request.state["budgets"]
+        principal = self.principal(request)
+        exhausted = budgets.exhausted(*principal)
+        if exhausted is not None:
+            exhausted.check()
+        try:
+            return await self._prepared(request, parameters)
+        except InvalidDocument:
+            budgets.owe(*principal, BAD_DOCUMENT)
+            raise
+
+    async def _prepared(self, request: Incoming, parameters: Parameters) -> Prepared:
         self.check_values(parameters.variables)
-        document = await self.document(request, parameters)
+        resolved = await request.state["persisted"].resolve(
+            parameters, is_person=request.authorization is not None
+        )
+        document = resolved.document
         operation = document.operation(parameters.operation_name)
         values = operation.coerce(parameters.variables)
         try:
             requested = self.documents.check_cost(operation, values)
         except OperationTooComplex as error:
             raise InvalidDocument((problem(error),)) from None  # with these variables
-        return Prepared(document, operation, parameters.variables, values, requested)
+        measured = dry_run(self.schema._schema, document, operation, values)
+        if measured is not None:
+            document, operation = measured
+        policy = self._policy(operation, values) if measured is None else None
+        given = parameters.variables
+        return Prepared(
+            resolved,
+            document,
+            operation,
+            given,
+            values,
+            requested,
+            is_dry_run=measured is not None,
+            is_registering=resolved.by == "text"
+            and bool(parameters.document_id or parameters.extensions),
+            policy=policy,
+            key=answer_key(self.schema._schema, document, operation, given) if policy else b"",
+        )
 
-    async def document(self, request: Incoming, parameters: Parameters) -> Document:
-        named = named_hash(parameters.document_id, parameters.extensions)
-        cache = request.state["cache"]
-        # Clients of graphql-ws have to send a text: an empty one beside a hash is none.
-        if parameters.query is not None and (parameters.query or named is None):
-            if named is not None:
-                check_hash(parameters.query, named)
-            found = self.documents.get(parameters.query)
-            if named is not None:
-                await keep(cache, found)
-            return found
-        if named is None:
-            raise BadRequest("The request has no `query`.")
-        return await find(self.documents, cache, named)
+    def _policy(self, operation: Operation, values: VariableValues | None) -> Policy | None:
+        """None: its answers are not kept."""
+        settings = self.settings
+        if not settings.response_cache or not settings.compiled_plans or values is None:
+            return None
+        if operation.kind is not OperationType.QUERY:
+            return None
+        plan = operation.plan(self.schema, values)
+        return plan.policy if isinstance(plan, Plan) and plan.policy.max_age > 0 else None
+
+    def check_values(self, variables: Mapping[str, Any]) -> None:
+        """Coercion takes some 20 µs for each value, and lets no other request have a turn."""
+        limit = self.settings.max_input_values
+        value = count_variable_values(variables, limit)
+        if value > limit:
+            message = f"The variables hold {value} input values or more; the limit is {limit}."
+            error = OperationTooComplex(message, measure="inputValues", value=value, limit=limit)
+            raise InvalidDocument((problem(error),))
+
+    # ---- who asks, and who pays
+
+    def principal(self, request: Incoming, viewer: Viewer | None = None) -> Principal:
+        """Who pays, as far as that is known before anything is read."""
+        if viewer is None and request.authorization is not None:
+            viewer = request.state["sessions"].known(request.authorization)
+        return principal_of(request.scope, viewer)
+
+    async def viewer(self, request: Incoming, usable: bool) -> Viewer:
+        """Who asks; `usable`: what is kept of tokens is good for it. Raises Unauthenticated."""
+        if request.authorization is None:
+            return ANONYMOUS
+        try:
+            return await request.state["sessions"].viewer(request.authorization, usable)
+        except Unauthenticated:
+            request.state["budgets"].owe(*self.principal(request), BAD_TOKEN)
+            raise
+
+    async def admit(self, request: Incoming, prepared: Prepared, viewer: Viewer) -> None:
+        """A subscription: raises what forbids it."""
+        state = request.state
+        charge = state["budgets"].charge(*self.principal(request, viewer), prepared.price)
+        if charge.waits:
+            await state["freshness"].rounds.next()
+        charge.check()
+        state["persisted"].check(prepared.resolved, viewer)
+        state["persisted"].used(prepared.resolved)
+
+    # ---- running them
+
+    async def execute(
+        self, request: Incoming, prepared: Prepared, viewer: Viewer | None = None
+    ) -> Executed:
+        """`viewer`: where that is known.
+
+        One round trip to Redis, together with all who wait, tells what has changed and who may go on.
+        A look at what is kept costs 1; the price of the operation is charged when it has to run.
+        """
+        state, count = request.state, CommandCount()
+        principal = self.principal(request, viewer)
+        policy = prepared.policy
+        token = counted.set(count)
+        try:
+            cost = prepared.price if policy is None else LEAST
+            charge = state["budgets"].charge(*principal, cost)
+            usable = await state["freshness"].ready()
+            if charge.waits and not state["freshness"].is_enabled:
+                await state["freshness"].rounds.next()
+            charge.check()
+            if policy is None or not usable:
+                executed = await self._run(request, prepared, viewer, usable, charge, None)
+            else:
+                if viewer is None:
+                    viewer = await self.viewer(request, usable)
+                executed = await self._kept(request, prepared, policy, viewer, charge)
+        finally:
+            counted.reset(token)
+        state["persisted"].used(prepared.resolved)
+        return executed
+
+    async def _kept(
+        self,
+        request: Incoming,
+        prepared: Prepared,
+        policy: Policy,
+        viewer: Viewer,
+        charge: Charge,
+    ) -> Executed:
+        state = request.state
+        state["persisted"].check(prepared.resolved, viewer)
+        rights = PUBLIC if viewer.user is None else await state["rights"].of(viewer)
+        answers, key, name = state["answers"], prepared.key, viewer.identity
+        entry, layer = answers.peek(key, rights, name), Layer.L1
+        if entry is None:
+
+            async def make() -> Made:
+                executed = await self._run(request, prepared, viewer, True, charge, policy)
+                return Made(executed, executed.entry)
+
+            served = await answers.answer(key, rights, name, policy.is_private, make)
+            if served.made is not None:
+                made: Executed = served.made.answer
+                return made
+            entry, layer = served.entry, served.layer
+            assert entry is not None
+        body = entry.body
+        if self.tells_cost(request):
+            count = counted.get() or CommandCount()
+            count.cache_hits += 1
+            body = _with_cost(body, self.cost(prepared, entry.cost, count, 0, charge))
+        return Executed(body, charge, entry=entry, layer=layer)
+
+    async def _run(
+        self,
+        request: Incoming,
+        prepared: Prepared,
+        viewer: Viewer | None,
+        usable: bool,
+        charge: Charge,
+        policy: Policy | None,
+    ) -> Executed:
+        """`policy`: of what is kept of the answer; None: nothing is."""
+        state = request.state
+        position = None if policy is None else state["freshness"].position
+        begun = time.time()
+        if charge.cost < prepared.price:
+            charge = await self._pay(state, charge, prepared.price - charge.cost)
+        outer, count = counted.get(), CommandCount()
+        deadline = await self.take_place()
+        token = counted.set(count)
+        try:
+            if viewer is None:
+                viewer = await self.viewer(request, usable)
+            state["persisted"].check(prepared.resolved, viewer)
+            context = self.context(request, viewer)
+            context.spending = Spending(charge, prepared.requested, partial(self._rows, prepared))
+            answer = await run(
+                self.schema,
+                prepared.document,
+                prepared.operation,
+                prepared.variables,
+                context,
+                deadline,
+                prepared.values,
+                position=position,
+            )
+        finally:
+            counted.reset(token)
+            self.places.release()
+            if outer is not None:
+                outer.add(count)
+        if prepared.operation.kind is OperationType.MUTATION:
+            await state["freshness"].acknowledge(count.wrote)
+        self.metrics.count_operation(answer.fallback)
+        actual = self._actual(request, prepared, answer)
+        if prepared.own_price is None:
+            state["budgets"].settle(charge, actual - (prepared.price - charge.cost))
+        is_whole, body = self.content(request, answer)
+        entry = None
+        if policy is not None and is_whole and answer.read is not None:
+            read = answer.read
+            entry = Entry(
+                body,
+                read.position,
+                read.tags,
+                read.access,
+                begun,
+                policy.max_age - read.age,
+                policy.stale,
+                policy.is_private,
+                actual,
+            )
+        if self.tells_cost(request):
+            batches = context.count.batches
+            body = _with_cost(body, self.cost(prepared, actual, count, batches, charge))
+        layer = Layer.BYPASS if policy is None else Layer.MISS
+        return Executed(body, charge, answer.errors, answer.is_refused, entry, layer)
+
+    async def _pay(self, state: State, charge: Charge, more: int) -> Charge:
+        """What running it costs beyond the look that was charged already. Raises RateLimited."""
+        if charge.budget is None:
+            return charge
+        found = state["budgets"].charge(charge.principal, charge.budget.kind, more)
+        await state["freshness"].rounds.next()
+        found.check()
+        return found
+
+    def _rows(self, prepared: Prepared) -> int:
+        prices, resolved = self.documents.guard.prices, prepared.resolved.document
+        operation = resolved.operation(prepared.operation.name)
+        return count_rows(prices, resolved, operation, prepared.values)
 
     async def take_place(self) -> float:
         """A place among the running operations, first come, first served; answers when the operation's
@@ -96,62 +362,6 @@ class Operations:
         except TimeoutError:
             raise Unavailable("The server has too much to do; try again.") from None
         return deadline
-
-    def check_values(self, variables: Mapping[str, Any]) -> None:
-        """Coercion takes some 20 µs for each value, and lets no other request have a turn."""
-        limit = self.settings.max_input_values
-        value = count_variable_values(variables, limit)
-        if value > limit:
-            message = f"The variables hold {value} input values or more; the limit is {limit}."
-            error = OperationTooComplex(message, measure="inputValues", value=value, limit=limit)
-            raise InvalidDocument((problem(error),))
-
-    async def execute(
-        self, request: Incoming, prepared: Prepared, viewer: Viewer | None = None
-    ) -> tuple[Answer, dict[str, Any] | None]:
-        """The answer, and what it cost where that is to be told. `viewer`: where that is known."""
-        count = CommandCount()
-        deadline = await self.take_place()
-        token = counted.set(count)
-        try:
-            if viewer is None:
-                authorization = request.header(b"authorization")
-                viewer = (
-                    ANONYMOUS
-                    if authorization is None
-                    else await authenticate(request.state["database"], authorization)
-                )
-            context = self.context(request, viewer)
-            answer = await run(
-                self.schema,
-                prepared.document,
-                prepared.operation,
-                prepared.variables,
-                context,
-                deadline,
-                prepared.values,
-            )
-        finally:
-            counted.reset(token)
-            self.places.release()
-        self.metrics.count_operation(answer.fallback)
-        cost = None
-        if self.settings.debug or request.header(COST_HEADER) == "1":
-            cost = {
-                "requested": prepared.requested,
-                "actual": actual_cost(
-                    self.documents.guard.prices,
-                    prepared.document.node,
-                    prepared.operation.node,
-                    prepared.variables,
-                    answer.data,
-                ),
-                "dbCommands": len(count.names),
-                "dbMs": round(count.micros / 1000, 3),
-                "loaderBatches": context.count.batches,
-                "cacheHits": count.cache_hits,
-            }
-        return answer, cost
 
     def context(self, request: Incoming, viewer: Viewer) -> Context:
         base_url = partial(self.base_url, request)
@@ -195,17 +405,45 @@ class Operations:
             partial(self.context_of, request.state, base_url, request_id_of(request.scope)),
         )
 
-    def content(
-        self, request: Incoming, answer: Answer, cost: dict[str, Any] | None
-    ) -> tuple[bool, bytes]:
-        """Whether the operation was refused, and the answer in JSON."""
+    # ---- what it cost
+
+    def _actual(self, request: Incoming, prepared: Prepared, answer: Answer) -> int:
+        """What the answer was worth; where that can hardly be less, what was asked for."""
+        if prepared.requested < WORTH_A_LOOK and not self.tells_cost(request):
+            return prepared.requested
+        return actual_cost(
+            self.documents.guard.prices,
+            prepared.document.node,
+            prepared.operation.node,
+            prepared.variables,
+            answer.data,
+        )
+
+    def tells_cost(self, request: Incoming) -> bool:
+        return self.settings.debug or request.header(COST_HEADER) == "1"
+
+    def cost(
+        self, prepared: Prepared, actual: int, count: CommandCount, batches: int, charge: Charge
+    ) -> dict[str, Any]:
+        """`extensions.cost`."""
+        found = {
+            "requested": prepared.requested,
+            "actual": actual,
+            "dbCommands": len(count.names),
+            "dbMs": round(count.micros / 1000, 3),
+            "loaderBatches": batches,
+            "cacheHits": count.cache_hits,
+        }
+        status = throttle_status(charge)
+        return found if status is None else {**found, "throttleStatus": status}
+
+    def content(self, request: Incoming, answer: Answer) -> tuple[bool, bytes]:
+        """The answer in JSON, and whether that is all of it, without errors."""
         content: dict[str, Any] = {}
         if answer.errors:
             content["errors"] = with_request_id(request.scope, answer.errors)
         if not answer.is_refused:
             content["data"] = answer.data
-        if cost is not None:
-            content["extensions"] = {"cost": cost}
         try:
             body = orjson.dumps(content)
         except TypeError as error:  # a value that JSON does not have came out of a JSON scalar
@@ -213,7 +451,7 @@ class Operations:
         else:
             size, limit = len(body), self.settings.max_answer_bytes
             if size <= limit or answer.is_refused:
-                return answer.is_refused, body
+                return not answer.errors, body
             message = f"The answer has {size} bytes; the limit is {limit}: ask for less at once."
             made = problem(OperationTooComplex(message, measure="answer", value=size, limit=limit))
         content |= {"errors": with_request_id(request.scope, [made]), "data": None}
@@ -225,3 +463,8 @@ class Operations:
         )
         address = str(found).rstrip("/")
         return "http" + address[2:] if request.is_socket else address
+
+
+def _with_cost(body: bytes, cost: dict[str, Any]) -> bytes:
+    """An answer, which is a JSON object that is not empty, with `extensions` as its last member."""
+    return b'%b,"extensions":{"cost":%b}}' % (body[:-1], orjson.dumps(cost))

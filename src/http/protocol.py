@@ -12,7 +12,13 @@ from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIO
 from websockets.http11 import Request
 from websockets.protocol import State
 
+from modelharbor.errors import PayloadTooLarge
+from modelharbor.observability.logging import log_event
+
+from .answers import JSON, REQUEST_ID, error_response, request_id_from
+
 log = logging.getLogger("uvicorn.websockets")
+requests = logging.getLogger(__name__)
 HEAD_BYTES: Final = 64 * 1024  # of the address and all headers, trailers included
 CUT_OFF: Final = "modelharbor.cut_off"
 """In the ASGI scope: ends a connection whose client takes nothing any more."""
@@ -28,7 +34,8 @@ class HeadTooLarge(Exception):
 
 
 class BoundedProtocol(HttpToolsProtocol):
-    """Answers 431 and closes the connection when a head has more than HEAD_BYTES.
+    """Answers 431 (414: of the address alone) and closes the connection when a head has more than
+    HEAD_BYTES.
 
     The parser hands over whole headers only: one that has not ended is counted by what arrived
     since it last handed over anything, so that a head is up to one read larger than its limit.
@@ -36,6 +43,7 @@ class BoundedProtocol(HttpToolsProtocol):
 
     head_bytes = 0  # handed over, of this request
     held_bytes = 0  # arrived since
+    is_address = False  # what is being counted
 
     def data_received(self, data: bytes) -> None:
         self.held_bytes += len(data)
@@ -64,18 +72,34 @@ class BoundedProtocol(HttpToolsProtocol):
             super().send_400_response(msg)
             return
         status = HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE
-        head = f"HTTP/1.1 {status.value} {status.phrase}\r\n"
-        self.transport.write(
-            f"{head}content-length: 0\r\nconnection: close\r\n\r\n".encode("ascii")
+        what = "The address and headers of the request have"
+        if self.is_address:
+            status, what = HTTPStatus.REQUEST_URI_TOO_LONG, "The address has"
+        error = PayloadTooLarge(f"{what} more than {HEAD_BYTES} bytes.")
+        current = request_id_from(())
+        scope = {"type": "http", REQUEST_ID: current}
+        body = bytes(error_response(scope, error).body)
+        lines = (
+            f"HTTP/1.1 {status.value} {status.phrase}",
+            f"content-type: {JSON}",
+            f"content-length: {len(body)}",
+            "cache-control: private, no-store",
+            f"x-request-id: {current}",
+            "connection: close",
         )
+        self.transport.write("\r\n".join((*lines, "", "")).encode("ascii") + body)
         self.transport.close()
+        log_event(requests, logging.INFO, "http.refused", status=status.value, request_id=current)
 
     def on_message_begin(self) -> None:
         self.head_bytes = self.held_bytes = 0
+        self.is_address = False
         super().on_message_begin()
 
     def on_url(self, url: bytes) -> None:
+        self.is_address = True
         self._count(len(url))
+        self.is_address = False
         super().on_url(url)
 
     def on_header(self, name: bytes, value: bytes) -> None:

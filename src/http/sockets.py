@@ -11,7 +11,6 @@ from graphql import OperationType
 from starlette.datastructures import Headers
 from starlette.types import Scope, Send
 
-from modelharbor.auth.tokens import authenticate
 from modelharbor.auth.viewer import ANONYMOUS, Viewer
 from modelharbor.db.base import utc_now
 from modelharbor.errors import HarborError, RateLimited, Unauthenticated
@@ -233,6 +232,7 @@ class Socket:
             raise CloseSocket(BAD_MESSAGE, "`payload` of connection_init takes an object")
         self.is_initialised = True
         self.authorization = authorization_of(payload or {}, self.request.scope)
+        self.request.authorization = self.authorization
         try:
             self.viewer = await self.viewers.enter(self.authorization, self.be_told)
         except Unauthenticated as error:
@@ -271,18 +271,18 @@ class Socket:
             kind = prepared.operation.kind
             if kind is OperationType.SUBSCRIPTION:
                 asked = self.operations.asked(self.request, prepared)
+                await self.operations.admit(self.request, prepared, self.viewer)
                 running.subscription = Subscription(asked, self.viewer, running)
                 await self.live.join(running.subscription)
             else:
-                viewer = await self.viewer_now(kind)
+                viewer = self.viewer_now(kind)
                 with operation_scope(kind.value, prepared.operation.name):
-                    answer, cost = await self.operations.execute(self.request, prepared, viewer)
-                if answer.is_refused:
-                    running.fail(answer.errors)
+                    executed = await self.operations.execute(self.request, prepared, viewer)
+                if executed.is_refused:
+                    running.fail(executed.problems)
                 else:
-                    _, body = self.operations.content(self.request, answer, cost)
                     await running.room()
-                    running.send(body, None)
+                    running.send(executed.body, None)
                     running.complete()
         except InvalidDocument as error:
             running.fail(list(error.problems))
@@ -292,14 +292,13 @@ class Socket:
             running.task = None
             request_id.reset(token)
 
-    async def viewer_now(self, kind: OperationType) -> Viewer:
-        """What is read may be some seconds behind a token's end, what is changed may not."""
+    def viewer_now(self, kind: OperationType) -> Viewer | None:
+        """What is read may be some seconds behind a token's end, what is changed may not: None, the
+        token is looked at again."""
         expires_at = self.viewer.expires_at
         if expires_at is not None and expires_at <= utc_now():
             raise Unauthenticated(NO_LONGER_VALID)
-        if kind is OperationType.MUTATION:
-            return await authenticate(self.request.state["database"], self.authorization)
-        return self.viewer
+        return None if kind is OperationType.MUTATION else self.viewer
 
     # ---- what clients are told
 

@@ -62,7 +62,7 @@ async def _listen(cache: Cache, waking: Waking) -> None:
     while True:
         channel = cache.redis.pubsub(ignore_subscribe_messages=True)
         try:
-            await channel.subscribe(WAKING_CHANNEL)
+            await channel.subscribe(cache.name(WAKING_CHANNEL))
             waking.tell()  # what came while nobody listened
             heard = True
             while True:

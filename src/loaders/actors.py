@@ -1,7 +1,11 @@
 """People and organizations, and who belongs where."""
 
+from collections.abc import Mapping, Sequence
+from typing import Any
+
 from bson import ObjectId
 
+from modelharbor.cache.tags import Tag
 from modelharbor.db.actors import ActorDocument, MembershipDocument
 from modelharbor.db.base import Row
 from modelharbor.db.tokens import TokenDocument
@@ -9,6 +13,7 @@ from modelharbor.db.tokens import TokenDocument
 from .base import Loader, Sharing
 from .pages import PageLoader, Total
 from .rows import RowByIdLoader
+from .told import below_each, by_key
 
 
 class ActorByIdLoader(RowByIdLoader):
@@ -16,7 +21,7 @@ class ActorByIdLoader(RowByIdLoader):
 
     collection, document = "actors", ActorDocument
     always = frozenset({"_id", "kind"})
-    sharing = Sharing.EVERYBODY
+    sharing, is_told = Sharing.EVERYBODY, True
 
     async def batch_load(self, keys: list[ObjectId]) -> list[Row | None]:
         found = await super().batch_load(keys)
@@ -45,6 +50,7 @@ class MembersByOrganizationLoader(PageLoader[ObjectId]):
     """Members, for those who are members; for others the list is empty."""
 
     collection, parent, document = "memberships", "organization_id", MembershipDocument
+    is_told = True
 
     async def batch_load(self, keys: list[ObjectId]) -> list[Row | None]:
         mine = [key for key in keys if key in self.reads.viewer.belongs]
@@ -76,6 +82,10 @@ class OrganizationsByUserLoader(PageLoader[ObjectId]):
         rows = await self.find("actors", {"_id": {"$in": ids}}) if ids else []
         by_id = {row["_id"]: {**row, "__typename": row["kind"]} for row in rows}
         return [self.cut(key, [by_id[each] for each in found[key]]) for key in keys]
+
+    def tags(self, keys: Sequence[ObjectId], found: Mapping[ObjectId, Any]) -> list[Tag]:
+        shown = {row["_id"] for key in keys for row in found[key]["nodes"]}
+        return [*below_each("memberships", "user_id", keys), *by_key("actors", shown)]
 
     def cut(self, key: ObjectId, rows: list[Row]) -> Row:
         """One page of the rows, by id."""

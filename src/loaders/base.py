@@ -5,7 +5,7 @@ from asyncio import CancelledError, shield
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import TYPE_CHECKING, Any, ClassVar, Generic, Self, TypeVar, cast
+from typing import TYPE_CHECKING, Any, ClassVar, Final, Generic, Self, TypeVar, cast
 
 from aiodataloader import DataLoader, dispatch_queue
 from aiodataloader import Loader as Queued
@@ -13,6 +13,8 @@ from aiodataloader import Loader as Queued
 from modelharbor.auth.links import DownloadLinks
 from modelharbor.auth.viewer import Viewer
 from modelharbor.cache.client import Cache
+from modelharbor.cache.entries import Access
+from modelharbor.cache.tags import Tag
 from modelharbor.db.base import BaseDocument, Row
 from modelharbor.db.connection import Database
 from modelharbor.errors import Unavailable
@@ -32,6 +34,13 @@ class Sharing(Enum):
     NEVER = "never"  # it depends on who asks in other ways
     EQUAL_RIGHTS = "equal rights"  # it depends on `viewer.principals` alone
     EVERYBODY = "everybody"  # it does not look at who asks
+
+
+_ACCESS: Final = {
+    Sharing.NEVER: Access.VIEWER,
+    Sharing.EQUAL_RIGHTS: Access.RIGHTS,
+    Sharing.EVERYBODY: Access.ANYBODY,
+}
 
 
 @dataclass(slots=True)
@@ -113,6 +122,20 @@ class Loader(DataLoader[K, R], Generic[K, R, A]):
     async def found(self, keys: list[K]) -> dict[K, R | Exception]:
         """The answers of `batch_load` by key."""
         return dict(zip(keys, await self.batch_load(keys), strict=True))
+
+    def tags(self, keys: Sequence[K], found: Mapping[K, Any]) -> Iterable[Tag] | None:
+        """All that the answers for `keys` were made of: with any change that concerns them one of the
+        tags is bumped, also where something begins to be there. None: that cannot be told, and the
+        answer is not kept. Of `found` only what belongs to `keys` is looked at."""
+        return None
+
+    def access(self, keys: Sequence[K], found: Mapping[K, Any]) -> Access:
+        """On what of the viewer the answers for `keys` depend."""
+        return _ACCESS[self.sharing]
+
+    def age(self, keys: Sequence[K], found: Mapping[K, Any]) -> float:
+        """Seconds for which the answers for `keys` have been kept elsewhere already."""
+        return 0.0
 
     def load(self, key: K) -> Any:
         # A future of its own for each caller: graphql-core cancels what is beside a failure, and who

@@ -1,6 +1,7 @@
 """Files of versions, and where their contents are."""
 
 import asyncio
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Final, NamedTuple
 
@@ -8,6 +9,7 @@ from bson import ObjectId
 
 from modelharbor.auth.quarantine import UNPUBLISHED, needed_beside
 from modelharbor.auth.viewer import NOTHING
+from modelharbor.cache.tags import Tag, gone
 from modelharbor.db.base import Row
 from modelharbor.db.files import FileDocument, ScanVerdict, verdict_of
 from modelharbor.db.tokens import Permission
@@ -17,19 +19,20 @@ from .base import ROOT, Loader, Sharing
 from .models import HoldersByContentsLoader
 from .pages import PageLoader, Total
 from .rows import RowByIdLoader
+from .told import below_each, by_key
 
 
 class FileByIdLoader(RowByIdLoader):
     """Files of versions that were reached."""
 
     collection, document = "files", FileDocument
-    sharing = Sharing.EVERYBODY
+    sharing, is_told = Sharing.EVERYBODY, True
 
 
 class FilesByVersionLoader(PageLoader[ObjectId]):
     collection, parent, document = "files", "version_id", FileDocument
     counter = ("versions", "file_count")
-    sharing = Sharing.EVERYBODY
+    sharing, is_told = Sharing.EVERYBODY, True
 
 
 class FileByPathLoader(Loader[ObjectId, Row | None, str]):
@@ -40,9 +43,15 @@ class FileByPathLoader(Loader[ObjectId, Row | None, str]):
 
     async def batch_load(self, keys: list[ObjectId]) -> list[Row | None]:
         query = {"version_id": {"$in": keys}, "path": self.arguments}
-        rows = await self.find("files", query, self.names("version_id"))
+        rows = await self.find("files", query, self.names("_id", "version_id"))
         by_version = {row["version_id"]: row for row in rows}
         return [by_version.get(key) for key in keys]
+
+    def tags(self, keys: Sequence[ObjectId], found: Mapping[ObjectId, Any]) -> list[Tag]:
+        there = [row for key in keys if (row := found.get(key)) is not None]
+        missing = [key for key in keys if found.get(key) is None]
+        shown = by_key("files", (row["_id"] for row in there))  # no other has its path meanwhile
+        return [*shown, *below_each("files", "version_id", missing)] if missing else shown
 
 
 class FilesByContentsLoader(PageLoader[str]):
@@ -163,6 +172,14 @@ class ScanByContentsLoader(Loader[str, Row, None]):
         by_hash = {row["sha256"]: row for row in rows}
         return [_scan(by_hash.get(key)) for key in keys]
 
+    def tags(self, keys: Sequence[str], found: Mapping[str, Any]) -> list[Tag]:
+        return by_contents(keys)
+
+
+def by_contents(digests: Sequence[str]) -> list[Tag]:
+    """Of one that is gone nothing but its id is told."""
+    return [gone("blobs"), *by_key("blobs", digests)]
+
 
 def _scan(blob: Row | None) -> Row:
     inspection: Row = (blob or {}).get("inspection") or {}
@@ -185,6 +202,9 @@ class _InspectedLoader(Loader[str, Any, None]):
         rows = await self.find("blobs", query, ["sha256", f"inspection.{self.part}"])
         by_hash = {row["sha256"]: row.get("inspection") or {} for row in rows}
         return [by_hash.get(key, {}).get(self.part) for key in keys]
+
+    def tags(self, keys: Sequence[str], found: Mapping[str, Any]) -> list[Tag]:
+        return by_contents(keys)
 
 
 class TensorsByContentsLoader(_InspectedLoader):

@@ -1,14 +1,19 @@
 """Models, and what belongs to each: card, aliases, likes, facets."""
 
 import asyncio
+import time
 from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple, Self
 
 import orjson
 from bson import ObjectId
 
+from modelharbor.auth.viewer import PUBLIC
 from modelharbor.cache import keys as cache_keys
+from modelharbor.cache.entries import Access
+from modelharbor.cache.tags import Tag, entity
 from modelharbor.db.base import Row
 from modelharbor.db.conditions import all_of
 from modelharbor.db.keyset import Filter, Sorted
@@ -16,21 +21,34 @@ from modelharbor.db.models import CardDocument, ModelDocument
 from modelharbor.db.versions import VersionStatus
 
 from .base import Loader, Reads, Sharing
-from .pages import PageLoader, Total
+from .pages import OfTotalsLoader, PageLoader, Total
 from .rows import RowByIdLoader
 from .search import text_search
+from .told import by_key, by_name, of_list
 
-CACHE_SECONDS: Final = 30  # how old an estimate or a facet may be
+CACHE_SECONDS: Final = 20  # for which an estimate or a facet is kept
 WITH_CONTENTS: Final = "file_sha256"
 """Stands in a filter for `_id`s that must be looked up: models that hold a file with this hash."""
 
 
+def access_to(rows: Iterable[Row | None]) -> Access:
+    """On what it depends that these models were found, or not."""
+    for row in rows:
+        if row is None or PUBLIC not in row["principals"]:
+            return Access.RIGHTS
+    return Access.ANYBODY
+
+
 class ModelByIdLoader(RowByIdLoader):
     collection, document = "models", ModelDocument
-    sharing = Sharing.EQUAL_RIGHTS
+    always = frozenset({"_id", "principals"})
+    sharing, is_told = Sharing.EQUAL_RIGHTS, True
 
     def base(self) -> Row:
         return self.reads.viewer.visible
+
+    def access(self, keys: Sequence[ObjectId], found: Mapping[ObjectId, Any]) -> Access:
+        return access_to(found.get(key) for key in keys)
 
 
 class ModelName(NamedTuple):
@@ -38,6 +56,22 @@ class ModelName(NamedTuple):
 
     owner: str
     name: str
+
+
+def told_of(
+    keys: Iterable[ModelName | ObjectId], found: Mapping[ModelName | ObjectId, Row | None]
+) -> list[Tag]:
+    """Models by name or id, there or not."""
+    told: list[Tag] = []
+    for key in keys:
+        row = found.get(key)
+        if row is not None:  # no other has its name meanwhile
+            told.append(entity("models", row["_id"]))
+        elif isinstance(key, ModelName):
+            told += by_name(key.owner)
+        else:
+            told.append(entity("models", key))
+    return told
 
 
 class ModelByNameLoader(Loader[ModelName | ObjectId, Row | None, None]):
@@ -55,10 +89,23 @@ class ModelByNameLoader(Loader[ModelName | ObjectId, Row | None, None]):
         # Rights stand in each part, for MongoDB plans the parts of a bare `$or` one by one.
         wanted = [{**_named(key), **self.reads.viewer.visible} for key in keys]
         query = wanted[0] if len(wanted) == 1 else {"$or": wanted}
-        for row in await self.find("models", query, self.names("owner_login_lower", "name_lower")):
+        for row in await self.find("models", query, self.names(*_FOUND_BY)):
             found[row["_id"]] = row
             found[ModelName(row["owner_login_lower"], row["name_lower"])] = row
         return [found.get(key) for key in keys]
+
+    def tags(
+        self, keys: Sequence[ModelName | ObjectId], found: Mapping[ModelName | ObjectId, Any]
+    ) -> list[Tag]:
+        return told_of(keys, found)
+
+    def access(
+        self, keys: Sequence[ModelName | ObjectId], found: Mapping[ModelName | ObjectId, Any]
+    ) -> Access:
+        return access_to(found.get(key) for key in keys)
+
+
+_FOUND_BY: Final = ("_id", "owner_login_lower", "name_lower", "principals")
 
 
 def _named(key: ModelName | ObjectId) -> Row:
@@ -137,6 +184,14 @@ class ModelPageLoader(PageLoader[str]):
         page["total"] = Total("models", query=Filter(all_of([self.once, query])))
         return [page for _ in keys]
 
+    def tags(self, keys: Sequence[str], found: Mapping[str, Any]) -> list[Tag] | None:
+        order = self.arguments.order
+        by = () if order.kind is Sorted.SCORE else (order.path,)
+        told = of_list("models", all_of([self.once, self.query]), *by)
+        if told is not None:
+            told += by_key("models", (row["_id"] for row in found[keys[0]]["nodes"]))
+        return told
+
     @property
     def once(self) -> Row:
         search = self.arguments.search
@@ -158,23 +213,45 @@ class ModelPageLoader(PageLoader[str]):
         return await self.reads.database.aggregate("models", pipeline)
 
 
-class EstimateLoader(Loader[Total, int, None]):
+class Estimate(int):
+    """A count, and when it was made (seconds since 1970)."""
+
+    at: float
+
+    @classmethod
+    def of(cls, count: int, at: float) -> Self:
+        made = cls(count)
+        made.at = at
+        return made
+
+
+def _dated(value: Any) -> bytes:
+    return orjson.dumps([time.time(), value])
+
+
+class EstimateLoader(OfTotalsLoader[Estimate, None]):
     """Counts that may be as old as the cache keeps them."""
 
-    sharing = Sharing.EVERYBODY  # who may see what is part of the query
-
-    async def batch_load(self, keys: list[Total]) -> list[int]:
+    async def batch_load(self, keys: list[Total]) -> list[Estimate]:
         return await asyncio.gather(*[self.estimate(total) for total in keys])
 
-    async def estimate(self, total: Total) -> int:
+    async def estimate(self, total: Total) -> Estimate:
         query = total.query or Filter({})
         key = cache_keys.model_count(query.raw)
         cached = await self.reads.cache.get(key)
-        if cached is not None:
-            return int(cached)
-        count = await self.reads.database.count("models", query.data)
-        await self.reads.cache.put(key, str(count).encode(), CACHE_SECONDS)
-        return count
+        if cached is None:
+            cached = _dated(await self.reads.database.count("models", query.data))
+            await self.reads.cache.put(key, cached, CACHE_SECONDS)
+        at, count = orjson.loads(cached)
+        return Estimate.of(count, at)
+
+    def age(self, keys: Sequence[Total], found: Mapping[Total, Any]) -> float:
+        return _age(found[key].at for key in keys)
+
+
+def _age(made: Iterable[float]) -> float:
+    """Of the oldest; clocks may differ."""
+    return max(0.0, time.time() - min(made))
 
 
 PARAMETER_RANGE: Final = "parameter range"
@@ -207,10 +284,8 @@ class FacetsWanted:
     limit: int
 
 
-class FacetsLoader(Loader[Total, list[Row], FacetsWanted]):
+class FacetsLoader(OfTotalsLoader[list[Row], FacetsWanted]):
     """The most frequent values of fields, among all models of a list."""
-
-    sharing = Sharing.EVERYBODY  # who may see what is part of the query
 
     async def batch_load(self, keys: list[Total]) -> list[list[Row]]:
         return await asyncio.gather(*[self.facets(total) for total in keys])
@@ -224,12 +299,20 @@ class FacetsLoader(Loader[Total, list[Row], FacetsWanted]):
         query = total.query or Filter({})
         key = cache_keys.model_facets(query.raw, name, self.arguments.limit)
         cached = await self.reads.cache.get(key)
-        buckets = (
-            orjson.loads(cached) if cached is not None else await self.buckets(query.data, path)
-        )
         if cached is None:
-            await self.reads.cache.put(key, orjson.dumps(buckets), CACHE_SECONDS)
-        return {"field": name, "buckets": buckets}
+            cached = _dated(await self.buckets(query.data, path))
+            await self.reads.cache.put(key, cached, CACHE_SECONDS)
+        at, buckets = orjson.loads(cached)
+        return {"field": name, "buckets": buckets, "at": at}
+
+    @property
+    def of_rows(self) -> Sequence[str]:
+        return [
+            "parameters" if path == PARAMETER_RANGE else path for _, path in self.arguments.fields
+        ]
+
+    def age(self, keys: Sequence[Total], found: Mapping[Total, Any]) -> float:
+        return _age(facet["at"] for key in keys for facet in found[key]) if self.of_rows else 0.0
 
     async def buckets(self, query: Row, path: str) -> list[Row]:
         rows = await self.reads.database.aggregate(
@@ -251,7 +334,7 @@ class CardByModelLoader(RowByIdLoader):
     """Cards, of models that were reached: a card has its model's id."""
 
     collection, document = "cards", CardDocument
-    sharing = Sharing.EVERYBODY
+    sharing, is_told = Sharing.EVERYBODY, True
 
 
 class AliasesByVersionLoader(Loader[tuple[ObjectId, ObjectId], list[Row], None]):
@@ -267,6 +350,13 @@ class AliasesByVersionLoader(Loader[tuple[ObjectId, ObjectId], list[Row], None])
             [alias for alias in by_id.get(model_id, ()) if alias["version_id"] == version_id]
             for model_id, version_id in keys
         ]
+
+    def tags(
+        self,
+        keys: Sequence[tuple[ObjectId, ObjectId]],
+        found: Mapping[tuple[ObjectId, ObjectId], Any],
+    ) -> list[Tag]:
+        return by_key("models", {model_id for model_id, _ in keys})
 
 
 def alias_rows(_id: ObjectId, aliases: list[Row]) -> list[Row]:

@@ -1,17 +1,22 @@
 """Pages of lists: one command for all parents of a level, whatever their number."""
 
 import asyncio
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Final, TypeVar
 
+from modelharbor.cache.entries import Access
+from modelharbor.cache.tags import PARENTS, Tag, entity
 from modelharbor.db.base import Row
 from modelharbor.db.conditions import all_of
 from modelharbor.db.keyset import Filter, Window
 
 from .base import ROOT, Loader, Sharing, projection
+from .told import below_each, of_list
 
 K = TypeVar("K", bound=Hashable)
+R = TypeVar("R")
+A = TypeVar("A", bound=Hashable)
 MOST_ROWS: Final = 10_000  # of pages that several operations read together
 
 
@@ -32,10 +37,55 @@ class Total:
     also: "Total | None" = None  # added to it
 
 
-class TotalLoader(Loader[Total, int, None]):
-    """How many rows lists have: one command for those that differ in their parent only."""
+def of_total(total: Total, *names: str) -> list[Tag] | None:
+    """What a number of rows was made of, and `names` of these rows."""
+    if total.also is not None:
+        others, mine = of_total(total.also, *names), of_total(replace(total, also=None), *names)
+        return None if others is None or mine is None else [*mine, *others]
+    if total.known is not None:
+        return []  # by the loader that knows
+    if total.counter is not None:
+        return [entity(total.collection, total.key)]
+    if total.parent is not None:
+        if total.parent not in PARENTS.get(total.collection, ()):
+            return None
+        return below_each(total.collection, total.parent, [total.key])
+    return of_list(total.collection, total.query.data if total.query else {}, *names)
+
+
+def access_of(total: Total) -> Access:
+    """The viewer's principals stand in the filters of models."""
+    if total.also is not None and access_of(total.also) is not Access.ANYBODY:
+        return Access.RIGHTS
+    return Access.RIGHTS if total.collection == "models" and total.query else Access.ANYBODY
+
+
+class OfTotalsLoader(Loader[Total, R, A]):
+    """What is worked out from the rows of lists."""
 
     sharing = Sharing.EVERYBODY  # who may see what is part of the query
+
+    def tags(self, keys: Sequence[Total], found: Mapping[Total, Any]) -> list[Tag] | None:
+        told: list[Tag] = []
+        for total in keys:
+            tags = of_total(total, *self.of_rows)
+            if tags is None:
+                return None
+            told += tags
+        return told
+
+    def access(self, keys: Sequence[Total], found: Mapping[Total, Any]) -> Access:
+        depends = any(access_of(total) is Access.RIGHTS for total in keys)
+        return Access.RIGHTS if depends else Access.ANYBODY
+
+    @property
+    def of_rows(self) -> Sequence[str]:
+        """Stored names that it reads of the rows."""
+        return ()
+
+
+class TotalLoader(OfTotalsLoader[int, None]):
+    """How many rows lists have: one command for those that differ in their parent only."""
 
     async def batch_load(self, keys: list[Total]) -> list[int]:
         groups: dict[Hashable, list[Total]] = {}
@@ -102,10 +152,17 @@ class PageLoader(Loader[K, Row | None, Window]):
     counter: ClassVar[tuple[str, str] | None] = None
     """(collection, path) where the parent keeps the number of its rows; used without a filter."""
     always: ClassVar[frozenset[str]] = frozenset({"_id"})
+    is_told: ClassVar[bool] = False
+    """Whether tags tell of the changes of its rows."""
 
     @property
     def most_keys(self) -> int:
         return max(1, MOST_ROWS // (self.arguments.limit + 1))
+
+    def tags(self, keys: Sequence[K], found: Mapping[K, Any]) -> list[Tag] | None:
+        if not self.is_told or self.parent is None:
+            return None
+        return below_each(self.collection, self.parent, keys)
 
     def base(self) -> Row:
         """The filter that always holds: who may see what."""

@@ -3,9 +3,11 @@
 import asyncio
 import html
 import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
+from modelharbor.cache.tags import Tag, entity
 from modelharbor.db.actors import ActorKind
 from modelharbor.db.base import Row
 from modelharbor.db.conditions import all_of
@@ -15,6 +17,7 @@ from modelharbor.errors import BadUserInput
 
 from .base import Loader, Sharing, projection
 from .pages import Total
+from .told import of_list
 
 RELEVANCE: Final = Order("score", Sorted.SCORE)
 MAX_WORDS: Final = 10
@@ -74,6 +77,18 @@ class SearchLoader(Loader[str, Row, SearchWanted]):
             "total": total or Total("models", known=0),
         }
         return [page for _ in keys]
+
+    def tags(self, keys: Sequence[str], found: Mapping[str, Any]) -> list[Tag] | None:
+        told: list[Tag] = []
+        for name, query in self.sources():
+            tags = of_list(name, query)
+            if tags is None:
+                return None
+            told += tags
+        for row in found[keys[0]]["nodes"]:
+            collection = "models" if row["__typename"] == "Model" else "actors"
+            told.append(entity(collection, row["_id"]))
+        return told
 
     def sources(self) -> list[tuple[str, Row]]:
         words = {"$text": {"$search": text_search(self.arguments.window.search or "")}}

@@ -1,17 +1,21 @@
 """Versions of models."""
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 from bson import ObjectId
 
+from modelharbor.cache.entries import Access
+from modelharbor.cache.tags import Tag, entity
 from modelharbor.db.base import Row
 from modelharbor.db.versions import VersionDocument, VersionStatus
 
 from .base import Loader, Sharing
-from .models import ModelByIdLoader, ModelByNameLoader, ModelName
+from .models import ModelByIdLoader, ModelByNameLoader, ModelName, access_to, told_of
 from .pages import PageLoader
 from .rows import RowByIdLoader
+from .told import below_each, by_key
 
 LISTED: Final[Row] = {"status": {"$ne": VersionStatus.DELETED.value}}
 
@@ -20,7 +24,7 @@ class VersionByIdLoader(RowByIdLoader):
     """Versions of models that were reached."""
 
     collection, document = "versions", VersionDocument
-    sharing = Sharing.EVERYBODY
+    sharing, is_told = Sharing.EVERYBODY, True
 
     def base(self) -> Row:
         return LISTED
@@ -29,7 +33,7 @@ class VersionByIdLoader(RowByIdLoader):
 class VersionsByModelLoader(PageLoader[ObjectId]):
     collection, parent, document = "versions", "model_id", VersionDocument
     counter = ("models", "stats.versions")
-    sharing = Sharing.EVERYBODY
+    sharing, is_told = Sharing.EVERYBODY, True
 
     def base(self) -> Row:
         return LISTED
@@ -75,9 +79,12 @@ class VersionByModelLoader(Loader[ObjectId, Row | None, VersionWanted]):
                 "models", {"_id": {"$in": keys}}, ["aliases", "latest_version_id"]
             )
             query = {"_id": {"$in": [self.pointed(model) for model in models]}, **LISTED}
-        rows = await self.find("versions", query, self.names("model_id"))
+        rows = await self.find("versions", query, self.names("_id", "model_id"))
         by_model = {row["model_id"]: row for row in rows}
         return [by_model.get(key) for key in keys]
+
+    def tags(self, keys: Sequence[ObjectId], found: Mapping[ObjectId, Any]) -> list[Tag]:
+        return told_of_wanted(self.arguments, {key: found.get(key) for key in keys})
 
     def pointed(self, model: Row) -> ObjectId | None:
         if self.arguments.alias is None:
@@ -86,6 +93,15 @@ class VersionByModelLoader(Loader[ObjectId, Row | None, VersionWanted]):
         return next(
             (a["version_id"] for a in model["aliases"] if a["name"] == self.arguments.alias), None
         )
+
+
+def told_of_wanted(wanted: VersionWanted, found: Mapping[ObjectId, Row | None]) -> list[Tag]:
+    """One version each of models, there or not."""
+    told = [entity("versions", row["_id"]) for row in found.values() if row is not None]
+    if wanted.number is None:
+        told += by_key("models", found)  # where the alias points
+    missing = [key for key, row in found.items() if row is None]
+    return [*told, *below_each("versions", "model_id", missing)] if missing else told
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,11 +114,27 @@ class VersionByReferenceLoader(Loader[str, Row | None, ReferenceWanted]):
     """`owner/name`, `owner/name@alias`, `owner/name:12` to a version."""
 
     document = VersionDocument
+    of_model: Mapping[ModelName | ObjectId, Row | None] | None = None
+    """The model that was read on the way, by its name."""
 
     async def batch_load(self, keys: list[str]) -> list[Row | None]:
         model = await self.reads.loader(ModelByNameLoader, None).load(self.arguments.model)
+        self.of_model = {self.arguments.model: model}
         if model is None:
             return [None for _ in keys]
         wanted = self.reads.loader(VersionByModelLoader, self.arguments.version)
         version = await wanted.load(model["_id"])
         return [version for _ in keys]
+
+    def tags(self, keys: Sequence[str], found: Mapping[str, Any]) -> list[Tag] | None:
+        wanted = self.arguments
+        if self.of_model is None:
+            return None
+        told = told_of([wanted.model], self.of_model)
+        model = self.of_model[wanted.model]
+        if model is not None:
+            told += told_of_wanted(wanted.version, {model["_id"]: found[keys[0]]})
+        return told
+
+    def access(self, keys: Sequence[str], found: Mapping[str, Any]) -> Access:
+        return access_to((self.of_model or {}).values())

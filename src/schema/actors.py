@@ -16,7 +16,7 @@ from modelharbor.loaders.actors import (
 )
 from modelharbor.loaders.quotas import StorageByOwnerLoader
 
-from .directives import Cost
+from .directives import KEPT, KEPT_FOR_ONE, Cost
 from .nodes import Actor, Node
 from .pages import PER_ROW, After, Before, Connection, First, Last, window
 from .quotas import StorageUsage
@@ -30,14 +30,14 @@ def by_id(
     return window(BY_ID, first, after, last, before)
 
 
-@strawberry.type(description="A person.")
+@strawberry.type(description="A person.", directives=(KEPT,))
 class User(Actor, Node):
     organizations: "Connection[Organization]" = loaded(
         OrganizationsByUserLoader,
         key="_id",
         arguments=by_id,
         description="Organizations of this person that the viewer belongs to as well.",
-        directives=PER_ROW,
+        directives=(*PER_ROW, KEPT_FOR_ONE),
     )
     tokens: "Connection[ApiToken] | None" = loaded(
         TokensByUserLoader,
@@ -48,14 +48,14 @@ class User(Actor, Node):
     )
 
 
-@strawberry.type(description="A group of people that owns models.")
+@strawberry.type(description="A group of people that owns models.", directives=(KEPT,))
 class Organization(Actor, Node):
     members: "Connection[Membership]" = loaded(
         MembersByOrganizationLoader,
         key="_id",
         arguments=by_id,
         description="Who belongs to it; empty for those who do not.",
-        directives=PER_ROW,
+        directives=(*PER_ROW, KEPT_FOR_ONE),
     )
     storage: StorageUsage | None = loaded(
         StorageByOwnerLoader,
@@ -65,7 +65,9 @@ class Organization(Actor, Node):
     )
 
 
-@strawberry.type(description="That a person belongs to an organization.")
+@strawberry.type(
+    description="That a person belongs to an organization.", directives=(KEPT_FOR_ONE,)
+)
 class Membership(Node):
     user: User = loaded(ActorByIdLoader, key="user_id", description="The person.")
     organization: Organization = loaded(

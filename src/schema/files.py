@@ -21,7 +21,7 @@ from modelharbor.loaders.files import (
 )
 from modelharbor.loaders.versions import VersionByIdLoader
 
-from .directives import Cost
+from .directives import KEPT, NEVER_KEPT, Cost
 from .nodes import Node
 from .orders import BY_PATH
 from .pages import After, Before, First, Last, window
@@ -78,7 +78,7 @@ def link_wanted(
     return LinkWanted(expires_in, accept_quarantined)
 
 
-@strawberry.type(description="Something that an inspection found in a file.")
+@strawberry.type(description="Something that an inspection found in a file.", directives=(KEPT,))
 class ScanFinding:
     severity: Level = strawberry.field(description="How much it matters.")
     rule: str = strawberry.field(description="Name of the rule, such as pickle.unknown_global.")
@@ -88,7 +88,7 @@ class ScanFinding:
     )
 
 
-@strawberry.type(description="What an inspection of a file came to.")
+@strawberry.type(description="What an inspection of a file came to.", directives=(KEPT,))
 class FileScan:
     verdict: ScanVerdict = strawberry.field(description="What it came to.")
     scanner: str | None = strawberry.field(
@@ -105,7 +105,9 @@ def context_length(context_length: int | None) -> int | None:
     return context_length if context_length is None or context_length < 2**31 else None
 
 
-@strawberry.type(description="What the header of a file with weights says of its tensors.")
+@strawberry.type(
+    description="What the header of a file with weights says of its tensors.", directives=(KEPT,)
+)
 class TensorSummary:
     tensor_count: int = strawberry.field(description="How many tensors it has.")
     parameter_count: BigInt = strawberry.field(description="How many values all of them have.")
@@ -119,7 +121,7 @@ class TensorSummary:
     quantization: str | None = strawberry.field(description="How the weights are quantised.")
 
 
-@strawberry.type(description="One file of a version.")
+@strawberry.type(description="One file of a version.", directives=(KEPT,))
 class ModelFile(Node):
     version: Annotated["ModelVersion", strawberry.lazy("modelharbor.schema.versions")] = loaded(
         VersionByIdLoader, key="version_id", description="The version that it belongs to."
@@ -134,7 +136,7 @@ class ModelFile(Node):
         key=("_id", "model_id", "version_id", "path", "sha256"),
         arguments=link_wanted,
         description="Link to its contents that needs no token; null without the permission to download, and where the file is not known to be harmless: see `acceptQuarantined`. What is not published and not inspected yet is for those who may WRITE.",
-        directives=(Cost(weight=1),),
+        directives=(Cost(weight=1), NEVER_KEPT),
     )
     scan: FileScan = loaded(
         ScanByContentsLoader,
@@ -156,5 +158,5 @@ class ModelFile(Node):
         OthersByContentsLoader,
         key="sha256",
         description="How many other files that you may see have the same contents.",
-        directives=(Cost(weight=2),),
+        directives=(Cost(weight=2), NEVER_KEPT),
     )

@@ -32,14 +32,14 @@ from modelharbor.loaders.versions import (
     VersionWanted,
 )
 
-from .directives import Cost
+from .directives import KEPT, MAY_BE_OLD, NEVER_KEPT, Cost
 from .nodes import Actor, Node
 from .pages import PER_ROW, Connection
 from .scalars import JSON, BigInt, Cursor
 from .versions import Alias, ModelVersion, versions_window
 
 
-@strawberry.type(description="The description of a model, from its README.")
+@strawberry.type(description="The description of a model, from its README.", directives=(KEPT,))
 class ModelCard:
     markdown: str = strawberry.field(description="As it was written, front matter included.")
     metadata: JSON = strawberry.field(description="Its front matter.")
@@ -48,7 +48,9 @@ class ModelCard:
     )
 
 
-@strawberry.type(description="Counters of a model, kept by the changes themselves.")
+@strawberry.type(
+    description="Counters of a model, kept by the changes themselves.", directives=(KEPT,)
+)
 class ModelStats:
     downloads_30d: BigInt = strawberry.field(
         name="downloads30d", description="Downloads in the last 30 days."
@@ -104,7 +106,7 @@ def known_parameters(parameters: int) -> Any:
     return parameters or None
 
 
-@strawberry.type(description="An AI model with its versions.")
+@strawberry.type(description="An AI model with its versions.", directives=(KEPT,))
 class Model(Node):
     owner: Actor = loaded(ActorByIdLoader, key="owner_id", description="Whoever owns it.")
     name: str = strawberry.field(description="Unique below its owner, in any case.")
@@ -145,7 +147,7 @@ class Model(Node):
         key="_id",
         arguments=versions_window,
         description="Its versions.",
-        directives=PER_ROW,
+        directives=(*PER_ROW, KEPT),
     )
     aliases: list[Alias] = computed(
         model_aliases, description="Names that point at its versions, in order."
@@ -153,11 +155,14 @@ class Model(Node):
     stats: ModelStats = strawberry.field(description="Its counters.")
     viewer_can: list[Permission] = computed(viewer_can, description="What you may do with it.")
     viewer_has_liked: bool = loaded(
-        LikedByModelLoader, key="_id", description="Whether you like it."
+        LikedByModelLoader,
+        key="_id",
+        description="Whether you like it.",
+        directives=(NEVER_KEPT,),
     )
 
 
-@strawberry.type(description="Where the words of a search stand.")
+@strawberry.type(description="Where the words of a search stand.", directives=(KEPT,))
 class Highlight:
     field: str = strawberry.field(description="Name of the field.")
     fragment: str = strawberry.field(
@@ -194,13 +199,13 @@ FACET_PATHS = {
 }
 
 
-@strawberry.type(description="One value and how many models have it.")
+@strawberry.type(description="One value and how many models have it.", directives=(MAY_BE_OLD,))
 class FacetBucket:
     value: str = strawberry.field(description="The value.")
     count: int = strawberry.field(description="How many models of the list have it.")
 
 
-@strawberry.type(description="The most frequent values of one field.")
+@strawberry.type(description="The most frequent values of one field.", directives=(MAY_BE_OLD,))
 class Facet:
     field: ModelFacetField = strawberry.field(description="The field.")
     buckets: list[FacetBucket] = strawberry.field(description="Its values, most frequent first.")
@@ -231,7 +236,7 @@ def score(node: Row) -> float | None:
     return found
 
 
-@strawberry.type(description="A model and its place in the list.")
+@strawberry.type(description="A model and its place in the list.", directives=(KEPT,))
 class ModelEdge:
     cursor: Cursor = strawberry.field(description="The place.")
     node: Model = rows(description="The model.")
@@ -254,12 +259,12 @@ class ModelConnection(Connection[Model]):
         EstimateLoader,
         key="total",
         description="`totalCount` as it was half a minute ago at most: cheaper.",
-        directives=(Cost(weight=2),),
+        directives=(Cost(weight=2), MAY_BE_OLD),
     )
     facets: list[Facet] = loaded(
         FacetsLoader,
         key="total",
         arguments=facets_wanted,
         description="The most frequent values among all models of the list, half a minute old at most.",
-        directives=(Cost(weight=10, multipliers=["fields"]),),
+        directives=(Cost(weight=10, multipliers=["fields"]), MAY_BE_OLD),
     )

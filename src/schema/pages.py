@@ -18,7 +18,7 @@ from modelharbor.errors import BadUserInput
 from modelharbor.execution.declaration import computed, loaded, rows
 from modelharbor.loaders.pages import TotalLoader
 
-from .directives import Cost
+from .directives import KEPT, Cost
 from .scalars import Cursor
 
 T = TypeVar("T")
@@ -83,7 +83,7 @@ def page_info(nodes: list[Row], window: Window, has_next: bool, has_previous: bo
     }
 
 
-@strawberry.type(description="Where a page begins and ends.")
+@strawberry.type(description="Where a page begins and ends.", directives=(KEPT,))
 class PageInfo:
     has_next_page: bool = strawberry.field(description="Whether more follow.")
     has_previous_page: bool = strawberry.field(description="Whether something stands before it.")
@@ -95,7 +95,7 @@ class PageInfo:
     )
 
 
-@strawberry.type(description="A row and its place in the list.")
+@strawberry.type(description="A row and its place in the list.", directives=(KEPT,))
 class Edge(Generic[T]):
     cursor: Cursor = strawberry.field(description="The place.")
     node: T = rows(description="What stands there.")
@@ -112,5 +112,5 @@ class Connection(Generic[T]):
         TotalLoader,
         key="total",
         description="How many rows the whole list has.",
-        directives=(Cost(weight=5),),
+        directives=(Cost(weight=5), KEPT),
     )

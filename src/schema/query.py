@@ -13,6 +13,7 @@ from modelharbor.db.models import ModelState
 from modelharbor.errors import BadUserInput
 from modelharbor.execution.declaration import loaded
 from modelharbor.loaders.actors import ViewerLoader
+from modelharbor.loaders.budgets import RateLimitLoader
 from modelharbor.loaders.files import FilesByContentsLoader
 from modelharbor.loaders.jobs import JobByIdLoader, JobPageLoader
 from modelharbor.loaders.models import ModelByNameLoader, ModelName, ModelPageLoader
@@ -32,11 +33,12 @@ from modelharbor.resolvers.health import check_health
 from modelharbor.resolvers.references import parse_reference
 
 from .actors import BY_ID, User
-from .directives import Cost
+from .directives import KEPT, KEPT_OR_OLDER, NEVER_KEPT, Cost
 from .files import ModelFile
 from .filters import ModelFilter, compile_filter, names_state
 from .health import SystemHealth
 from .jobs import Job, job_wanted, jobs_window
+from .limits import RateLimit, dry_run_wanted
 from .models import Model, ModelConnection
 from .nodes import Node, parse_global_id
 from .orders import ModelOrder, ModelOrderField, model_order
@@ -181,14 +183,19 @@ class Query:
         description="Objects by their global ids, in their order.",
         directives=(Cost(weight=1, multipliers=["ids"]),),
     )
-    viewer: User | None = loaded(ViewerLoader, description="Who you are; null without a token.")
+    viewer: User | None = loaded(
+        ViewerLoader, description="Who you are; null without a token.", directives=(NEVER_KEPT,)
+    )
     model: Model | None = loaded(
         ModelByNameLoader,
         by=model_wanted,
         description="One model, by owner and name or by id.",
     )
     models: ModelConnection = loaded(
-        ModelPageLoader, arguments=models_window, description="Models.", directives=PER_ROW
+        ModelPageLoader,
+        arguments=models_window,
+        description="Models.",
+        directives=(*PER_ROW, KEPT_OR_OLDER),
     )
     resolve: ModelVersion | None = loaded(
         VersionByReferenceLoader,
@@ -199,13 +206,13 @@ class Query:
         SearchLoader,
         arguments=search_wanted,
         description="Models, people and organizations by words, best first.",
-        directives=(Cost(weight=5, multipliers=["first", "last"]),),
+        directives=(Cost(weight=5, multipliers=["first", "last"]), KEPT),
     )
     suggest: list[str] = loaded(
         SuggestLoader,
         arguments=prefix_wanted,
         description="References and logins that begin with a text, in any case.",
-        directives=(Cost(weight=2),),
+        directives=(Cost(weight=2), NEVER_KEPT),
     )
     blob: Connection[ModelFile] = loaded(
         FilesByContentsLoader,
@@ -238,6 +245,11 @@ class Query:
         arguments=storage_owner,
         description="What is stored for you, or for an organization that you belong to; for operators, for anyone.",
         directives=(Cost(weight=5),),
+    )
+    rate_limit: RateLimit = loaded(
+        RateLimitLoader,
+        arguments=dry_run_wanted,
+        description="What this operation costs, and what you have left.",
     )
 
     @strawberry.field(description="How the server and what it needs are.")

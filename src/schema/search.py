@@ -12,7 +12,7 @@ from modelharbor.loaders.pages import TotalLoader
 from modelharbor.loaders.search import HIGHLIGHTED
 
 from .actors import Organization, User
-from .directives import Cost
+from .directives import KEPT, Cost
 from .models import Highlight, Model, row_highlights
 from .pages import PageInfo, page_info
 from .scalars import Cursor
@@ -42,7 +42,7 @@ def search_edges(nodes: list[Row], window: Window) -> Any:
     ]
 
 
-@strawberry.type(description="Something found, and its place in the list.")
+@strawberry.type(description="Something found, and its place in the list.", directives=(KEPT,))
 class SearchEdge:
     cursor: Cursor = strawberry.field(description="The place.")
     node: SearchResult = rows(description="What was found.")
@@ -60,5 +60,8 @@ class SearchConnection:
     nodes: list[SearchResult] = rows(description="What was found.")
     page_info: PageInfo = computed(page_info, description="Where the page begins and ends.")
     total_count: int = loaded(
-        TotalLoader, key="total", description="How much was found.", directives=(Cost(weight=5),)
+        TotalLoader,
+        key="total",
+        description="How much was found.",
+        directives=(Cost(weight=5), KEPT),
     )

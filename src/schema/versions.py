@@ -18,6 +18,7 @@ from modelharbor.loaders.uploads import UploadsByVersionLoader
 from modelharbor.loaders.versions import VersionByIdLoader
 
 from .actors import by_id
+from .directives import KEPT
 from .files import ModelFile, file_path, files_window
 from .filters import ModelVersionFilter, compile_filter
 from .jobs import Job, jobs_in_states
@@ -37,7 +38,7 @@ def alias_id(model_id: ObjectId, name: str) -> strawberry.ID:
     return strawberry.ID(to_base64("Alias", f"{model_id}/{name}"))
 
 
-@strawberry.type(description="A name that points at one version of a model.")
+@strawberry.type(description="A name that points at one version of a model.", directives=(KEPT,))
 class Alias(Node):
     id: strawberry.ID = computed(alias_id, description="Global id, opaque.")
     name: str = strawberry.field(description="Unique within the model.")
@@ -70,7 +71,10 @@ def versions_window(
     return window(version_order(order_by), first, after, last, before, compile_filter(filter))
 
 
-@strawberry.type(description="One version of a model: files that never change once it is READY.")
+@strawberry.type(
+    description="One version of a model: files that never change once it is READY.",
+    directives=(KEPT,),
+)
 class ModelVersion(Node):
     model: LazyModel = loaded(ModelByIdLoader, key="model_id", description="The model.")
     number: int = strawberry.field(description="Counts from 1 within the model.")
@@ -100,7 +104,7 @@ class ModelVersion(Node):
         key="_id",
         arguments=files_window,
         description="Its files, by path.",
-        directives=PER_ROW,
+        directives=(*PER_ROW, KEPT),
     )
     file: ModelFile | None = loaded(
         FileByPathLoader, key="_id", arguments=file_path, description="The file at a path."

@@ -29,6 +29,7 @@ async def test_help_names_every_command(run: Run) -> None:
         "dev Start engines, demo data and server on your own machine. Never for production.",
         "serve Serve the API until SIGINT or SIGTERM.",
         "worker Run jobs until SIGINT or SIGTERM; then let them end for a while, and hand the rest back.",
+        "purge Rid a cache in front of the server of what has changed, until SIGINT or SIGTERM.",
         "migrate Bring the database to this version's shape.",
         "seed Fill the database with demo data, shaped like a real hub.",
         "import Register a folder as a new version of a model.",

@@ -1,6 +1,7 @@
 """Runs a script of Node beside a served application, and moves jobs when the script asks for it."""
 
 import asyncio
+import fcntl
 import json
 import subprocess
 from pathlib import Path
@@ -16,10 +17,15 @@ GUARD_SECONDS: Final = 60.0
 
 
 def install() -> None:
-    """The clients, once: at the versions of package-lock.json."""
-    if not (HERE / "node_modules" / "tus-js-client").is_dir():
-        command = ["npm", "ci", "--no-audit", "--no-fund"]
-        subprocess.run(command, cwd=HERE, check=True, timeout=300, stdin=subprocess.DEVNULL)
+    """The clients, at the versions of package-lock.json; once, also where several processes want them."""
+    modules = HERE / "node_modules"
+    wanted, done = (HERE / "package-lock.json").read_bytes(), modules / "installed.json"
+    with (HERE / "package.json").open() as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not done.is_file() or done.read_bytes() != wanted:
+            command = ["npm", "ci", "--no-audit", "--no-fund"]
+            subprocess.run(command, cwd=HERE, check=True, timeout=300, stdin=subprocess.DEVNULL)
+            done.write_bytes(wanted)
 
 
 class Driver:

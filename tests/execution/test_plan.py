@@ -567,13 +567,13 @@ def projections(captured: Captured) -> list[tuple[str, set[str] | None]]:
         (
             '{ model(owner: "acme", name: "blue-whale") { stats { __typename } versions(first: 1) { nodes { status } } } }',
             [
-                ("models", {"_id", "owner_login_lower", "name_lower", "stats"}),
+                ("models", {"_id", "owner_login_lower", "name_lower", "principals", "stats"}),
                 ("versions", {"_id", "number", "status"}),
             ],
         ),
         (
             """query($yes: Boolean! = false) { model(owner: "acme", name: "blue-whale") { name task @include(if: $yes) card @include(if: $yes) { html } } }""",
-            [("models", {"owner_login_lower", "name_lower", "name"})],
+            [("models", {"_id", "owner_login_lower", "name_lower", "principals", "name"})],
         ),
     ],
 )

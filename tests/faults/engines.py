@@ -119,6 +119,7 @@ class Member:
     port: int
     stack: AsyncExitStack
     child: Child | None = None
+    options: tuple[str, ...] = ()
 
     @property
     def url(self) -> str:
@@ -134,6 +135,7 @@ class Member:
             *("--wiredTigerCacheSizeGB", "0.25"),
             *("--setParameter", "diagnosticDataCollectionEnabled=false"),
             *("--setParameter", "shutdownTimeoutMillisForSignaledShutdown=0"),
+            *self.options,
         )
         self.child = await self.stack.enter_async_context(
             run_child(self.folder, "mongod", find_engine("mongod"), *options)

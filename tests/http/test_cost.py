@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-import modelharbor.http.graphql as endpoint
+import modelharbor.http.operations as operations
 from modelharbor.db.connection import Database
 from modelharbor.schema.nodes import global_id
 from modelharbor.settings import Settings
@@ -60,11 +60,11 @@ async def test_what_failed_cost_nothing(settings: Settings) -> None:
         assert refused.json()["extensions"]["cost"]["actual"] == 0
 
 
-async def test_nothing_is_priced_unless_it_is_asked_for(
+async def test_small_answers_are_not_priced_unless_it_is_asked_for(
     settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     priced = []
-    monkeypatch.setattr(endpoint, "actual_cost", lambda *given: priced.append(given))
+    monkeypatch.setattr(operations, "actual_cost", lambda *given: priced.append(given) or 1)
     async with serving(settings) as server:
         assert (await server.ask("{item{name}}")).json() == {"data": {"item": {"name": "item"}}}
         assert priced == []

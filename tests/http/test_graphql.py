@@ -133,7 +133,7 @@ async def test_an_operation_that_cannot_begin_has_no_data(
         b'{"query":"{hello}","extensions":{"persistedQuery":{}}}',
         b'{"query":"{hello}","extensions":{"persistedQuery":{"version":true,"sha256Hash":"a"}}}',
         b'{"query":"{hello}","documentId":5}',
-        b'{"documentId":"nonsense"}',
+        b'{"documentId":"sha256:nonsense"}',
     ],
 )
 async def test_a_bad_body_is_a_coded_400(server: Server, body: bytes) -> None:
@@ -396,6 +396,9 @@ async def test_cost_is_told_when_asked_for(server: Server, settings: Settings) -
     asked = await server.ask("{stored items(first:3){nodes{name}}}", {"x-modelharbor-cost": "1"})
     cost = asked.json()["extensions"]["cost"]
     assert cost.pop("dbMs") > 0
+    status = cost.pop("throttleStatus")
+    assert (status["maximumAvailable"], status["restoreRate"]) == (1_000_000, 200_000)
+    assert 0 < status["currentlyAvailable"] <= 1_000_000
     assert cost == {
         "requested": 3,
         "actual": 0,
@@ -423,6 +426,7 @@ async def test_both_engines_tell_of_the_same_cost(database: Database, settings: 
                 assert len(answer["data"]["models"]["nodes"]) == 2
                 cost = answer["extensions"]["cost"]
                 assert 0 < cost.pop("dbMs") < 5000
+                assert cost.pop("throttleStatus")["maximumAvailable"] == 1_000_000
                 told.append(cost)
     first = {
         "requested": 26,
@@ -438,14 +442,14 @@ async def test_reads_that_the_cache_answered_are_counted(
     server: Server, settings: Settings
 ) -> None:
     async with connect_cache(settings) as cache:
-        await cache.redis.delete("mh:test")
+        await cache.redis.delete(cache.name("mh:test"))
         for hits in (0, 1, 2):
             query = "{" + " ".join(f"c{i}:cached" for i in range(max(hits, 1))) + "}"
             asked = await server.ask(query, {"x-modelharbor-cost": "1"})
             assert set(asked.json()["data"].values()) == {hits > 0}
             assert asked.json()["extensions"]["cost"]["cacheHits"] == hits
             await cache.put("mh:test", b"1", 60)
-        await cache.redis.delete("mh:test")
+        await cache.redis.delete(cache.name("mh:test"))
 
 
 async def test_the_answer_limit_counts_bytes_before_compression(settings: Settings) -> None:

@@ -5,6 +5,7 @@ from pathlib import Path
 from unittest.mock import Mock
 
 import httpx
+import orjson
 import pytest
 import uvicorn
 from pydantic import SecretStr
@@ -82,36 +83,57 @@ def test_a_head_has_an_end(settings: Settings) -> None:
     chunked = b"\r\n".join(
         (b"POST /graphql HTTP/1.1", b"Host: localhost", b"Transfer-Encoding: chunked", b"", b"0")
     )
-    refused = b"HTTP/1.1 431 Request Header Fields Too Large\r\n"
+    headers, address = b"431", b"414"
     with served(settings) as url:
         closing = b"Connection: close"
         fits = answer_to(url, head(b"X-Long: " + b"x" * 60_000, closing))
         assert fits.startswith(b"HTTP/1.1 200 OK\r\n")
-        for request in (  # the rest may arrive at a closed connection, which swallows the answer
-            head(b"X-Long: " + b"x" * 65_536, closing),
-            head(*(b"X-%d: " % n + b"x" * 500 for n in range(132)), closing),
-            b"GET /healthz?" + b"x" * 65_536 + b" HTTP/1.1\r\nHost: localhost\r\n\r\n",
-            head(b"X-Long: " + b"x" * 2_000_000, closing),
-            b"GET /" + b"x" * 2_000_000,
-            chunked + b"\r\nX-Long: " + b"x" * 2_000_000,
+        for (
+            request,
+            refused,
+        ) in (  # the rest may arrive at a closed connection, which swallows the answer
+            (head(b"X-Long: " + b"x" * 65_536, closing), headers),
+            (head(*(b"X-%d: " % n + b"x" * 500 for n in range(132)), closing), headers),
+            (b"GET /healthz?" + b"x" * 65_536 + b" HTTP/1.1\r\nHost: localhost\r\n\r\n", address),
+            (head(b"X-Long: " + b"x" * 2_000_000, closing), headers),
+            (b"GET /" + b"x" * 2_000_000, address),
+            (chunked + b"\r\nX-Long: " + b"x" * 2_000_000, headers),
         ):
             found = answer_to(url, request)
-            assert found == b"" or found.startswith(refused)
+            assert found == b"" or found.startswith(b"HTTP/1.1 %s " % refused)
         assert httpx.get(f"{url}/healthz").json() == {"status": "ok"}
 
 
-def test_one_header_without_an_end_is_not_gathered() -> None:
+@pytest.mark.parametrize(
+    ("begin", "status", "message"),
+    [
+        (
+            b"GET / HTTP/1.1\r\nX-Long: ",
+            b"431",
+            "The address and headers of the request have more than 65536 bytes.",
+        ),
+        (b"GET /", b"414", "The address has more than 65536 bytes."),
+    ],
+)
+def test_one_header_without_an_end_is_not_gathered(
+    begin: bytes, status: bytes, message: str
+) -> None:
     """Piece by piece, as a network brings it; nothing but the protocol's own bookkeeping runs."""
     config = uvicorn.Config(lambda scope, receive, send: None, log_config=None, lifespan="off")
     transport = Mock(**{"is_closing.return_value": False})
     transport.get_extra_info.return_value = None
     protocol = BoundedProtocol(config, ServerState(), {}, _loop=Mock())
     protocol.connection_made(transport)
-    protocol.data_received(b"GET / HTTP/1.1\r\nX-Long: ")
+    protocol.data_received(begin)
     pieces = 0
     while not transport.close.called:
         protocol.data_received(b"x" * 1024)
         pieces += 1
     assert 64 <= pieces <= 65
     [[written], _] = transport.write.call_args
-    assert written.startswith(b"HTTP/1.1 431 ")
+    head, _, body = written.partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 %s " % status)
+    assert b"\r\ncontent-length: %d\r\n" % len(body) in head
+    (error,) = orjson.loads(body)["errors"]
+    assert (error["message"], error["extensions"]["code"]) == (message, "PAYLOAD_TOO_LARGE")
+    assert b"\r\nx-request-id: %s\r\n" % error["extensions"]["requestId"].encode() in head

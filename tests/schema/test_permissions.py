@@ -177,7 +177,7 @@ HIDDEN: dict[str, Any] = {
 }
 SUBSCRIPTIONS = {"jobProgress", "jobs", "uploadProgress", "modelEvents", "modelsChanged"}
 """Who is told what: tested in tests/streams."""
-OPEN = {"viewer", "health", "storage"}
+OPEN = {"viewer", "health", "storage", "rateLimit"}
 """Of oneself, and of the server; what is stored for others is tested in test_uploads.py."""
 
 
@@ -339,9 +339,10 @@ async def test_each_query_for_each_role(ask: Asker, database: Database, role: Ro
             assert answer.errors == [], name
             expected = visible(made) if role is not None else HIDDEN[name]
             assert answer.data == {name: expected}, (name, role)
-        own = await ask("{ viewer { login } health { status } }", viewer)
+        own = await ask("{ viewer { login } health { status } rateLimit { cost } }", viewer)
         login = {"login": "someone"} if viewer.user else None
-        assert own.data == {"viewer": login, "health": {"status": "ok"}}
+        status, cost = {"status": "ok"}, {"cost": 0}
+        assert own.data == {"viewer": login, "health": status, "rateLimit": cost}
 
 
 @pytest.mark.parametrize("name", sorted(OPERATORS))

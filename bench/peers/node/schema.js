@@ -235,6 +235,68 @@ async function models(_, { first, after, search, filter, orderBy }, { database }
   return { rows: found, limit, tag, path, query, total };
 }
 
+// Writes as ours, without what ours does beside them: who may, idempotency, the log of changes.
+function changeModel(database, id, change) {
+  const [typename, key] = Buffer.from(id, "base64").toString().split(":");
+  if (typename !== "Model") {
+    return null;
+  }
+  return database
+    .collection("models")
+    .findOneAndUpdate({ _id: new ObjectId(key), state: "ACTIVE" }, change, {
+      returnDocument: "after",
+      writeConcern: { w: "majority" },
+      maxTimeMS: MAX_TIME_MS,
+    });
+}
+
+async function updateModel(_, { input }, { database }) {
+  const { id, summary, addTags, removeTags } = input;
+  const change = { $set: { updated_at: new Date() }, $inc: { revision: 1 } };
+  if (summary !== undefined) {
+    change.$set.summary = summary;
+  }
+  if (addTags) {
+    change.$addToSet = { tags: { $each: addTags } };
+  } else if (removeTags) {
+    change.$pull = { tags: { $in: removeTags } };
+  }
+  return payload(await changeModel(database, id, change));
+}
+
+// As `trending_score_expression` in src/db/models.py.
+const TRENDING_SCORE = {
+  $add: [
+    {
+      $log10: {
+        $max: [1, { $add: ["$stats.downloads_30d", { $multiply: [10, "$stats.likes"] }] }],
+      },
+    },
+    {
+      $divide: [
+        { $subtract: ["$created_at", new Date("2020-01-01T00:00:00Z")] },
+        45 * 24 * 3600 * 1000,
+      ],
+    },
+  ],
+};
+
+function liking(by) {
+  return async (_, { input }, { database }) =>
+    payload(
+      await changeModel(database, input.id, [
+        { $set: { "stats.likes": { $add: ["$stats.likes", by] }, "stats.as_of": "$$NOW" } },
+        { $set: { "stats.trending_score": TRENDING_SCORE } },
+      ]),
+    );
+}
+
+function payload(model) {
+  return model
+    ? { model, userErrors: [] }
+    : { model: null, userErrors: [{ code: "NOT_FOUND", message: "There is no such model." }] };
+}
+
 const counted = new WeakMap();
 
 function countsTotal(info) {
@@ -298,6 +360,7 @@ const resolvers = {
       return libraries.map((library) => found.get(library)).filter(Boolean);
     },
   },
+  Mutation: { updateModel, likeModel: liking(1), unlikeModel: liking(-1) },
   Model: {
     id: (row) => globalId("Model", row._id),
     fullName: (row) => `${row.owner_login}/${row.name}`,

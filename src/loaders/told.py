@@ -1,0 +1,138 @@
+"""What a list was made of, as tags: from its MongoDB filter and its order.
+
+A document comes into a list, leaves it or moves in it only by an insert, a removal, or a change of a
+name that the filter or the order reads. These are told apart by one value that every document of the
+list has (its task, its owner, …) where the filter asks for one, else by who may see it.
+"""
+
+from collections.abc import Iterable, Iterator
+from typing import Any, Final
+
+from modelharbor.cache.tags import (
+    ANY,
+    WITHIN,
+    Tag,
+    added,
+    below,
+    changed,
+    entity,
+    gone,
+    of_principal,
+    of_value,
+)
+from modelharbor.db.actors import ActorDocument
+from modelharbor.db.base import Row
+from modelharbor.db.models import ModelDocument
+
+LISTED: Final = {
+    "models": ("name", "display_name", "summary", "tags", "owner_login", "text_language"),
+    "actors": ("login", "display_name", "text_language"),
+}
+"""Collections whose lists can be told, with the stored names that a search by words looks into; the
+last one, which nothing writes, would say in which language."""
+_BY_CHOICE: Final = ("owner_login_lower", *(name for name in WITHIN if name != "owner_login_lower"))
+"""Names of WITHIN; an owner has fewer models than the rest."""
+STORED: Final = {
+    "models": frozenset({"_id", *ModelDocument.model_fields}),
+    "actors": frozenset({"_id", *ActorDocument.model_fields}),
+}
+MOST_VALUES: Final = 8  # that a list is told by; of more, it is told by none
+MOST_PRINCIPALS: Final = 64
+
+
+def by_key(collection: str, keys: Iterable[object]) -> list[Tag]:
+    """Documents by their id, there or not."""
+    return [entity(collection, key) for key in keys]
+
+
+def below_each(collection: str, parent: str, keys: Iterable[object]) -> list[Tag]:
+    """All documents of parents."""
+    return [gone(collection), *(below(collection, parent, key) for key in keys)]
+
+
+def by_name(owner: str) -> list[Tag]:
+    """That an owner (login in lower case) has no model of a name, or none for this viewer."""
+    within = of_value("owner_login_lower", owner)
+    return [
+        gone("models"),
+        added("models", within),
+        changed("models", "owner_login_lower"),
+        changed("models", "name_lower", within),
+        changed("models", "principals", within),
+    ]
+
+
+def of_list(collection: str, query: Row, *names: str) -> list[Tag] | None:
+    """Which documents match a filter, and how they stand by `names`; None: not to be told."""
+    if collection not in LISTED:
+        return None
+    read = set(names)
+    if not _read(collection, query, read):
+        return None
+    read.discard("_id")  # which never changes
+    inside = _within(query) if collection == "models" else None
+    if inside is None:
+        return [
+            gone(collection),
+            added(collection, ANY),
+            *(changed(collection, each) for each in read),
+        ]
+    name, values = inside
+    read.discard(name)
+    return [
+        gone(collection),
+        changed(collection, name),  # it may come from another value, or go to one
+        *(added(collection, value) for value in values),
+        *(changed(collection, each, value) for each in read for value in values),
+    ]
+
+
+def _read(collection: str, query: Row, names: set[str]) -> bool:
+    """Adds the stored names that a filter reads; False where that is not all that it depends on."""
+    for name, value in query.items():
+        if name in ("$and", "$or", "$nor"):
+            if not all(_read(collection, part, names) for part in value):
+                return False
+        elif name == "$text":
+            names.update(LISTED[collection])
+        elif name.startswith("$") or name.partition(".")[0] not in STORED[collection]:
+            return False
+        else:
+            names.add(name)
+    return True
+
+
+def _within(query: Row) -> tuple[str, list[str]] | None:
+    """A name with one or a few values, of which every document that matches has one."""
+    asked: dict[str, list[Any]] = {}
+    for name, value in _conjuncts(query):
+        values = _values(value)
+        if values and (name == "principals" or name in WITHIN):
+            known = asked.get(name)
+            if known is None or len(values) < len(known):
+                asked[name] = values
+    for name in _BY_CHOICE:
+        if name in asked and len(asked[name]) <= MOST_VALUES:
+            return name, [of_value(name, value) for value in asked[name]]
+    principals = asked.get("principals")
+    if principals and len(principals) <= MOST_PRINCIPALS:
+        return "principals", [of_principal(value) for value in principals]
+    return None
+
+
+def _conjuncts(query: Row) -> Iterator[tuple[str, Any]]:
+    """The conditions that all must hold."""
+    for name, value in query.items():
+        if name == "$and":
+            for part in value:
+                yield from _conjuncts(part)
+        else:
+            yield name, value
+
+
+def _values(condition: Any) -> list[str]:
+    """The texts one of which a value must be; none: it may be something else, too."""
+    if isinstance(condition, dict):
+        condition = condition.get("$eq", condition.get("$in"))
+    found = condition if isinstance(condition, list) else [condition]
+    return found if all(isinstance(each, str) for each in found) else []
