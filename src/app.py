@@ -172,7 +172,15 @@ def _middleware(settings: Settings) -> list[Middleware]:
                     "x-request-id",
                     *REQUEST_HEADERS,
                 ],
-                expose_headers=["content-range", "etag", "x-request-id", *ANSWER_HEADERS],
+                expose_headers=[
+                    "content-range",
+                    "etag",
+                    "ratelimit",
+                    "ratelimit-policy",
+                    "retry-after",
+                    "x-request-id",
+                    *ANSWER_HEADERS,
+                ],
             )
         )
     return [*found, Middleware(CompressionMiddleware), Middleware(AcknowledgingMiddleware)]

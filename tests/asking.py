@@ -1,6 +1,7 @@
 """Operations run as the endpoint runs them, without HTTP, with the commands that they cost."""
 
 import asyncio
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, Final
@@ -16,6 +17,7 @@ from modelharbor.execution.failures import Problem
 from modelharbor.execution.reading import Read
 from modelharbor.loaders.lanes import Lanes
 from modelharbor.observability.commands import CommandCount, counted
+from modelharbor.observability.metrics import CacheCount
 from modelharbor.schema import core, schema
 from modelharbor.settings import Settings
 from modelharbor.storage.blobs import BlobStore
@@ -48,6 +50,7 @@ class Asker:
     lanes: Lanes | None = None
     position: int | None = None
     """With one, answers say what they were made of."""
+    caches: Sequence[CacheCount] = ()
 
     def changed(self, **settings: Any) -> "Asker":
         """One with other settings, on the same data."""
@@ -76,6 +79,7 @@ class Asker:
             links=DownloadLinks(b"k" * 32, "http://test"),
             quota_bytes=self.settings.quota_bytes,
             lanes=self.lanes,
+            caches=self.caches,
             settings=self.settings,
             storage=self.storage,
             request_id="test",

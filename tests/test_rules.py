@@ -69,6 +69,7 @@ SHORT_LISTS = {
     "Facet.buckets": "by its argument `limit`",
     "Query.nodes": "100 at most, by its argument",
     "Query.suggest": "by its argument `first`",
+    "Query.cacheStats": "the layers of the caches",
     "SystemHealth.dependencies": "what the server needs",
     "UserError.path": "a place in an input",
     "Job.steps": "those of its handler",

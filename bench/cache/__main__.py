@@ -114,7 +114,7 @@ async def _run(arguments: argparse.Namespace) -> bool:
     ) as data:
         people = await _people(data, arguments.users)
         if "paths" in arguments.only:
-            await _paths(data, people, arguments, told, goals, yardsticks)
+            await _paths(data, arguments, told, goals, yardsticks)
         if "mix" in arguments.only:
             await _mix(data, people, arguments, told, goals)
             yardsticks.append(yardstick())
@@ -146,7 +146,6 @@ async def _people(data: Filled, users: int) -> People:
 
 async def _paths(
     data: Filled,
-    people: People,
     arguments: argparse.Namespace,
     told: list[str],
     goals: list[Goal],
@@ -173,7 +172,6 @@ async def _paths(
             measure_paths,
             servers,
             operations,
-            people.writer,
             arguments.seconds,
             arguments.rounds,
         )
@@ -253,7 +251,7 @@ async def _mixed(
         catalogue = await asyncio.to_thread(list_models, asking(client))
 
         async def counts() -> Counts:
-            return await asyncio.to_thread(count, client, people.writer)
+            return await asyncio.to_thread(count, client)
 
         crowd = crowd_of(served, people, phases, rate=rate, signed_in=signed_in)
         return await mix(served, crowd, catalogue, count=counts, acts=acts)

@@ -1,5 +1,6 @@
 """What our own server says of its caches."""
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
@@ -7,47 +8,49 @@ from typing import Final
 import httpx
 
 from bench.measure import LoadError
-from bench.operation import WrongAnswer
 
-STATS: Final = "{ cacheStats { layer hits misses } }"
-OF_ANSWERS: Final = ("L1", "L2")
+LINE: Final = re.compile(r'^modelharbor_cache_(\w+)_total\{layer="(\w+)"\} (\d+)', re.MULTILINE)
+L1: Final = "l1"
+L2: Final = "l2"
 
 
 @dataclass(frozen=True, slots=True)
 class Counts:
-    """Since the server began, by layer."""
+    """Since the server began, by event and layer."""
 
-    hits: Mapping[str, int]
-    misses: Mapping[str, int]
+    events: Mapping[tuple[str, str], int]
 
     def since(self, before: "Counts") -> "Counts":
-        return Counts(
-            {layer: count - before.hits.get(layer, 0) for layer, count in self.hits.items()},
-            {layer: count - before.misses.get(layer, 0) for layer, count in self.misses.items()},
-        )
+        return Counts({key: count - before.of(*key) for key, count in self.events.items()})
+
+    def of(self, event: str, layer: str) -> int:
+        return self.events.get((event, layer), 0)
 
     @property
-    def answered(self) -> int:
-        """Answers that came from a cache of them."""
-        return sum(self.hits.get(layer, 0) for layer in OF_ANSWERS)
+    def hits(self) -> int:
+        """Answers that had been kept."""
+        return self.of("hits", L1) + self.of("hits", L2)
+
+    @property
+    def joined(self) -> int:
+        """Requests that waited for an answer that another one was making."""
+        return self.of("joined", L1)
 
     def share(self, layer: str) -> float:
         """Of what the layer was asked for, how much it had."""
-        asked = self.hits[layer] + self.misses[layer]
-        return self.hits[layer] / asked if asked else 0.0
+        hits = self.of("hits", layer)
+        asked = hits + self.of("misses", layer)
+        return hits / asked if asked else 0.0
 
 
-def count(client: httpx.Client, token: str) -> Counts:
-    """`token`: an operator's."""
-    headers = {"authorization": f"Bearer {token}"}
-    answer = client.post("/graphql", json={"query": STATS}, headers=headers).json()
-    if answer.get("errors"):
-        raise WrongAnswer(f"cacheStats: {answer['errors'][0]['message']}")
-    layers = answer["data"]["cacheStats"]
-    missing = set(OF_ANSWERS) - {each["layer"] for each in layers}
-    if missing:
-        raise LoadError(f"cacheStats does not tell of {', '.join(sorted(missing))}")
-    return Counts(
-        {each["layer"]: int(each["hits"]) for each in layers},
-        {each["layer"]: int(each["misses"]) for each in layers},
-    )
+def count(client: httpx.Client) -> Counts:
+    """LoadError where it does not tell."""
+    found = read_counts(client.get("/metrics").text)
+    for layer in (L1, L2):
+        if ("hits", layer) not in found.events:
+            raise LoadError(f"/metrics does not tell what the layer {layer} had")
+    return found
+
+
+def read_counts(text: str) -> Counts:
+    return Counts({(event, layer): int(value) for event, layer, value in LINE.findall(text)})

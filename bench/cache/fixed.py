@@ -1,4 +1,4 @@
-"""The yardstick: Starlette sends the same bytes again and again. `python -m bench.cache.fixed FOLDER --port PORT`.
+"""The yardstick: Starlette sends the same bytes again and again. `python -m bench.cache.fixed --port PORT`.
 
 It runs as our own server does (uvicorn with the same settings), looks at nothing of a request and knows
 no GraphQL: whatever else a server does for an answer from a cache comes on top.
@@ -41,10 +41,8 @@ def sending(body: bytes) -> Callable[[Request[Any]], Awaitable[Response]]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("folder", type=Path)
     parser.add_argument("--port", type=int, required=True)
     arguments = parser.parse_args()
-    os.environ[BODIES] = str(arguments.folder)
     wanted = options("127.0.0.1", arguments.port, workers=1)
     uvicorn.run(**wanted | {"app": f"{__spec__.name}:create_app"})
 

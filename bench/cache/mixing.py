@@ -48,18 +48,28 @@ class Mixed:
     limited: int
     stale: int
     hits: int | None
-    """Reads that came from a cache; None where nobody counts them."""
+    """Reads whose answer had been kept; None where nobody counts them."""
+    joined: int | None
+    """Reads that waited for an answer that another one was making."""
     cpu_micros: float  # of the server, each request
     users_share: float  # of a core, by the process of the users
     mongo_share: float | None  # of a core, by our own mongod
 
     @property
     def hit_ratio(self) -> float | None:
-        return self.hits / self.reads.count if self.hits is not None and self.reads.count else None
+        return _ratio(self.hits, self.reads.count)
+
+    @property
+    def joined_ratio(self) -> float | None:
+        return _ratio(self.joined, self.reads.count)
 
     @property
     def per_second(self) -> float:
         return self.all.count / self.seconds
+
+
+def _ratio(part: int | None, whole: int) -> float | None:
+    return part / whole if part is not None and whole else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,8 +142,10 @@ async def mix(
 
 def mixed(phase: Phase, told: dict[str, Any], before: Mark, after: Mark) -> Mixed:
     hits: int | None = told["hits"]
+    joined = None
     if before.counts is not None and after.counts is not None:
-        hits = after.counts.since(before.counts).answered
+        since = after.counts.since(before.counts)
+        hits, joined = since.hits, since.joined
     everything = Figures(**told["all"])
     done = max(1, everything.count)
     return Mixed(
@@ -146,6 +158,7 @@ def mixed(phase: Phase, told: dict[str, Any], before: Mark, after: Mark) -> Mixe
         limited=told["limited"],
         stale=told["stale"],
         hits=hits,
+        joined=joined,
         cpu_micros=(after.server - before.server) / done * 1e6,
         users_share=(after.users - before.users) / phase.seconds,
         mongo_share=(

@@ -16,17 +16,19 @@ from urllib.parse import quote
 import httpx
 
 from bench.measure import LoadError, graphql_lines, yardstick
-from bench.operation import Ask, Body, Operation, asking, draw, load_operations
+from bench.operation import DRAWN, Ask, Body, Operation, asking, draw, load_operations
 from bench.peers.measuring import MANY, Sample, combined, sample, warm
 from bench.serving import Serving
 
-from .counting import Counts, count
+from .counting import L1, L2, Counts, count
 
 HITTING: Final = ("model", "page")  # asked for by every way
 COMPUTED: Final = ("model", "page", "filtered", "facets", "search")
 SAMPLED: Final = 25  # answers of which the fixed one is the middle one by length
 FRESH: Final = 10_000  # filters that were never asked for, more than one measurement can ask for
-SURE: Final = 0.98  # of the requests that came from where they were to come from
+KEPT: Final = 10**9  # the first number of those that are asked for again and again
+FILLS: Final = 5  # at most
+SURE: Final = 0.95  # of the requests that came from where they were to come from
 
 
 class Way(Enum):
@@ -167,12 +169,14 @@ def lines_of(servers: Servers, operation: Operation) -> list[Line]:
         found += [
             line(Way.FIXED_POST, servers.fixed, fixed),
             line(Way.FIXED_GET, servers.fixed, fixed_gets),
-            line(Way.L1_TEXT, servers.l1, text, "L1"),
-            line(Way.L1_HASH, servers.l1, hashes, "L1"),
-            line(Way.L1_GET, servers.l1, gets, "L1"),
+            line(Way.L1_TEXT, servers.l1, text, L1),
+            line(Way.L1_HASH, servers.l1, hashes, L1),
+            line(Way.L1_GET, servers.l1, gets, L1),
         ]
-    found.append(line(Way.L2_TEXT, servers.l2, text, "L2"))
     if operation.name == "facets":
+        # As many different ones as pages: of equal ones that are asked for at once, one goes to Redis.
+        kept = graphql_lines(fresh_facets(operation, range(KEPT, KEPT + DRAWN)))
+        found.append(line(Way.L2_TEXT, servers.l2, kept, L2))
         unused = numbers()
 
         def fresh() -> list[str]:
@@ -180,15 +184,16 @@ def lines_of(servers: Servers, operation: Operation) -> list[Line]:
 
         found.append(Line(operation, Way.COMPUTED, servers.computed, fresh))
     else:
+        found.append(line(Way.L2_TEXT, servers.l2, text, L2))
         found.append(line(Way.COMPUTED, servers.computed, text))
     return found
 
 
 def measure_paths(
-    servers: Servers, operations: Sequence[Operation], token: str, seconds: int, rounds: int
+    servers: Servers, operations: Sequence[Operation], seconds: int, rounds: int
 ) -> tuple[list[Line], list[float]]:
     """In turns, `rounds` times; with what the yardstick took meanwhile. LoadError where an answer came
-    from elsewhere, or was limited. `token`: an operator's."""
+    from elsewhere, or was limited."""
     lines = [line for operation in operations for line in lines_of(servers, operation)]
     with (
         httpx.Client(base_url=servers.l1.url, timeout=60, trust_env=False) as l1,
@@ -202,21 +207,19 @@ def measure_paths(
         for turn in range(rounds):
             for line in lines:
                 print(f"round {turn + 1}: {line.operation.name}, {line.way.value}", file=sys.stderr)
-                _measure(line, clients.get(line.served.url), token, seconds, is_first=turn == 0)
+                _measure(line, clients.get(line.served.url), seconds, is_first=turn == 0)
             yardsticks.append(yardstick())
     return lines, yardsticks
 
 
-def _measure(
-    line: Line, client: httpx.Client | None, token: str, seconds: int, *, is_first: bool
-) -> None:
-    """What is kept grows old between the rounds, so each begins with what fills the cache again."""
-    fills = line.layer is not None
-    if is_first or fills:
+def _measure(line: Line, client: httpx.Client | None, seconds: int, *, is_first: bool) -> None:
+    if line.layer is not None and client is not None:
+        _fill(line, client)  # each round anew: what is kept grows old
+    elif is_first:
         warm(line.served, line.lines())
-    before = _counts(line, client, token)
+    before = _counts(line, client)
     found = sample(line.served, line.lines(), MANY, seconds)
-    after = _counts(line, client, token)
+    after = _counts(line, client)
     if found.errors:
         raise LoadError(f"{line.operation.name}, {line.way.value}: {found.errors} errors")
     if before is not None and after is not None and line.layer is not None:
@@ -228,10 +231,20 @@ def _measure(
     line.samples.append(found)
 
 
-def _counts(line: Line, client: httpx.Client | None, token: str) -> Counts | None:
+def _fill(line: Line, client: httpx.Client) -> None:
+    """Until the layer has what it is asked for, as far as it is to be had."""
+    assert line.layer is not None
+    for _ in range(FILLS):
+        before = count(client)
+        warm(line.served, line.lines())
+        if count(client).since(before).share(line.layer) >= SURE:
+            return
+
+
+def _counts(line: Line, client: httpx.Client | None) -> Counts | None:
     if line.layer is None or client is None:
         return None
-    return count(client, token)
+    return count(client)
 
 
 def cpu_of(lines: Sequence[Line], operation: str, way: Way) -> float | None:

@@ -67,6 +67,22 @@ class Kind(Enum):
     OPERATOR = "operator"  # an operator's token
 
 
+class BudgetSpent(RateLimited):
+    """With the charge that was refused, for headers."""
+
+    def __init__(self, charge: "Charge") -> None:
+        seconds = -(-charge.retry_after * 1000 // 1) / 1000  # up to the next millisecond
+        left, limit = charge.remaining, charge.limit
+        super().__init__(
+            f"The budget is used up: this costs {charge.cost}, and {left} of {limit} are left;"
+            f" try again in {seconds:g} s.",
+            retryAfter=seconds,
+            requested=charge.cost,
+            remaining=left,
+        )
+        self.charge = charge
+
+
 class Budget:
     """What each principal of one kind may cost. Compared by identity: a process has one for each kind."""
 
@@ -83,7 +99,17 @@ class Budget:
 class Charge:
     """What one operation is charged. It is decided by the round that it was registered for, else here."""
 
-    __slots__ = ("_debt", "_is_refused", "_refunded", "budget", "budgets", "cost", "is_dry", "is_local", "principal")  # fmt: skip
+    __slots__ = (
+        "_debt",
+        "_is_refused",
+        "_refunded",
+        "budget",
+        "budgets",
+        "cost",
+        "is_dry",
+        "is_local",
+        "principal",
+    )
 
     def __init__(
         self, budgets: "Budgets", principal: str, budget: Budget | None, cost: int, is_dry: bool
@@ -91,14 +117,14 @@ class Charge:
         self.budgets, self.principal, self.budget = budgets, principal, budget
         self.cost, self.is_dry = cost, is_dry
         self.is_local = False
-        self._debt: int | None = None
+        self._debt: int | None = 0 if budget is None else None
         self._is_refused = False
         self._refunded = 0
 
     @property
     def waits(self) -> bool:
         """For a round."""
-        return self._debt is None and self.budget is not None
+        return self._debt is None
 
     @property
     def allowed(self) -> bool:
@@ -137,17 +163,9 @@ class Charge:
         return over / self.budget.rate / MILLION
 
     def check(self) -> None:
-        """Raises RateLimited."""
-        if self.allowed:
-            return
-        seconds = -(-self.retry_after * 1000 // 1) / 1000  # up to the next millisecond
-        raise RateLimited(
-            f"The budget is used up: this costs {self.cost}, and {self.remaining} of {self.limit} are"
-            f" left; try again in {seconds:g} s.",
-            retryAfter=seconds,
-            requested=self.cost,
-            remaining=self.remaining,
-        )
+        """Raises BudgetSpent."""
+        if not self.allowed:
+            raise BudgetSpent(self)
 
     def _decide(self) -> int:
         """What is owed now that this has been charged."""
@@ -252,9 +270,7 @@ class Budgets:
             self._waiting.clear()  # of requests that ended before they asked
         self._alone()
         budget = charge.budget
-        if budget is None:
-            charge.answered(0)
-            return
+        assert budget is not None
         now = clock()
         found = self._local.get(charge.principal)
         debt = 0 if found is None else owed(found, now, budget.rate)

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from hashlib import sha256
 from typing import Any, Final, Literal, Protocol
 
+from graphql import GraphQLSchema
 from redis.exceptions import RedisError
 
 from modelharbor.auth.viewer import Viewer
@@ -96,6 +97,11 @@ def _of_apollo(apollo: object) -> str:
     return lower if SHA256.fullmatch(lower) else canonical(found) or found
 
 
+def text_key(schema: GraphQLSchema, text_sha256: str) -> str:
+    """Where Redis has a text. Another version of the schema, or of the server, has keys of its own."""
+    return persisted_document(f"{namespace(schema).hex()[:16]}:{text_sha256}")
+
+
 class Persisted:
     """Finds documents by text, hash or id, and keeps the texts of those that clients name by hash."""
 
@@ -111,17 +117,16 @@ class Persisted:
         self.documents, self.published = documents, published
         self.settings = settings
         self.counts: Counter[str] = Counter()
-        """How often documents were found, by `text`, `hash` or `id`, `missed`, `required`, `poisoned`."""
+        """Operations that ran by `text`, `hash` or `id`; and those that were not known by their name
+        (`missed`), were none of the published ones (`required`), or not what Redis had (`poisoned`)."""
         self._database, self._cache, self._usage = database, cache, usage
-        self._namespace = namespace(documents.schema).hex()[:16]
         self._seconds = max(1, round(settings.persisted_days * 24 * 3600))
         self._renew_seconds = min(RENEW_SECONDS, self._seconds / 4)
         self._renewed: Kept[str, float] = Kept(RENEWED, RENEWED)
         self._waiting: dict[str, str] = {}
 
     def key(self, text_sha256: str) -> str:
-        """Where Redis has a text. Another version of the schema, or of the server, has keys of its own."""
-        return persisted_document(f"{self._namespace}:{text_sha256}")
+        return text_key(self.documents.schema, text_sha256)
 
     async def resolve(self, parameters: Parameters, *, is_person: bool) -> Resolved:
         """Raises InvalidDocument and HarborErrors. `is_person`: a token was presented; where only
@@ -130,13 +135,10 @@ class Persisted:
         text = parameters.query
         # Clients of graphql-ws have to send a text: an empty one beside a name is none.
         if text is not None and (text or name is None):
-            found = await self._by_text(text, name, is_person)
-        elif name is None:
+            return await self._by_text(text, name, is_person)
+        if name is None:
             raise BadRequest("The request has no `query`.")
-        else:
-            found = await self._by_name(name, parameters.document_id is None, is_person)
-        self.counts[found.by] += 1
-        return found
+        return await self._by_name(name, parameters.document_id is None, is_person)
 
     def check(self, resolved: Resolved, viewer: Viewer) -> None:
         """PersistedQueryRequired where the viewer may run published operations only, and this is none."""
@@ -144,9 +146,12 @@ class Persisted:
             raise self._required()
 
     def used(self, resolved: Resolved) -> None:
-        """Count a published operation that runs."""
+        """Count an operation that runs, and keep its text for longer where a client named it."""
+        self.counts[resolved.by] += 1
         if resolved.trusted is not None:
             self._usage.count(resolved.trusted.id)
+        if resolved.by != "text":
+            self._renew(resolved.document)
 
     # ---- by text
 
@@ -199,7 +204,6 @@ class Persisted:
         if document is None:
             self.counts["missed"] += 1
             raise PersistedQueryNotFound("PersistedQueryNotFound")
-        self._renew(document)
         return Resolved(document, None, "hash")
 
     async def _of_published(self, trusted: Trusted) -> Document:
@@ -217,7 +221,6 @@ class Persisted:
                 raise _outdated(trusted, error) from None
             except HarborError as error:
                 raise type(error)(f"{_named(trusted)}: {error.message}", **error.details) from None
-        self._renew(document)
         return document
 
     # ---- Redis
@@ -296,49 +299,3 @@ async def open_persisted(
             yield persisted
         finally:
             await ended(task)
-
-
-def named_hash(document_id: object, extensions: dict[str, Any] | None) -> str | None:
-    """The SHA-256, in small hexadecimal digits, by which a request names its document; None: it does not."""
-    apollo = (extensions or {}).get("persistedQuery")
-    named = None
-    if apollo is not None:
-        if not isinstance(apollo, dict) or not isinstance(apollo.get("sha256Hash"), str):
-            raise BadRequest("`persistedQuery` takes `version` and `sha256Hash`.")
-        if type(apollo.get("version")) is not int or apollo["version"] != 1:
-            raise BadRequest("`persistedQuery` is understood in version 1 only.")
-        named = apollo["sha256Hash"].lower()
-        if not SHA256.fullmatch(named):
-            raise BadRequest("`sha256Hash` takes 64 hexadecimal digits.")
-    if document_id is None:
-        return named
-    if not isinstance(document_id, str):
-        raise BadRequest("`documentId` takes a string.")
-    if not document_id.startswith("sha256:") or not SHA256.fullmatch(document_id[7:]):
-        raise BadRequest("`documentId` takes `sha256:` and 64 hexadecimal digits in small letters.")
-    if named not in {None, document_id[7:]}:
-        raise BadRequest("`documentId` and `persistedQuery` name different documents.")
-    return document_id[7:]
-
-
-async def find(documents: DocumentStore, cache: Cache, named: str) -> Document:
-    """PersistedQueryNotFound asks the client to send the text once."""
-    found = documents.known(named)
-    if found is not None:
-        return found
-    stored = await cache.get(persisted_document(named))
-    if stored is None or sha256(stored).hexdigest() != named:
-        raise PersistedQueryNotFound("PersistedQueryNotFound")
-    try:
-        return documents.get(stored.decode())
-    except InvalidDocument:  # of another version of the schema
-        raise PersistedQueryNotFound("PersistedQueryNotFound") from None
-
-
-async def keep(cache: Cache, document: Document) -> None:
-    await cache.put(persisted_document(document.sha256), document.text.encode(), 30 * 24 * 3600)
-
-
-def check_hash(text: str, named: str) -> None:
-    if sha256(text.encode()).hexdigest() != named:
-        raise BadRequest("provided sha does not match query")  # Apollo's words

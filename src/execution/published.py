@@ -86,12 +86,12 @@ class Published:
             raise Unavailable("The published operations are not known yet; try again.") from None
 
     def note(self, collection: str, id: Any) -> None:
-        """That a document has changed."""
+        """That a document has changed; None: any may have."""
         if collection == COLLECTION:
-            if len(self._noted) < NOTED:
-                self._noted.add(id)
-            else:
+            if id is None or len(self._noted) >= NOTED:
                 self._is_doubtful = True
+            else:
+                self._noted.add(id)
             self._is_told.set()
 
     # ---- reading

@@ -125,7 +125,10 @@ def sent(
     has_errors: bool = False,
     layer: bytes | None = None,
 ) -> Sent:
-    """`entry`: what `body` comes from, unchanged; `form`: of it. `layer`: for `X-Cache`."""
+    """`entry`: what `body` comes from; `form`: of it. `layer`: for `X-Cache`. A body that tells more than
+    the entry, such as what it cost, is this request's alone."""
+    if entry is not None and entry.body != body:
+        entry = form = None
     if named is None or has_errors or status != 200:
         headers = [
             (b"content-type", media),

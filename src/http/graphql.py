@@ -12,6 +12,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
+from modelharbor.cache.budgets import BudgetSpent
 from modelharbor.cache.entries import Entry
 from modelharbor.errors import (
     BadRequest,
@@ -101,8 +102,11 @@ class GraphQLEndpoint:
             if media is EVENTS and failure.status in TOLD_BY_EVENTS:
                 made = with_request_id(request.scope, [problem(failure)])
                 return EventStream.of_failure(made)
-            allow = {"allow": _allowed(method)} if failure.status == 405 else {}
-            return error_response(request.scope, failure, allow, JSON if media is EVENTS else media)
+            more = {"allow": _allowed(method)} if failure.status == 405 else {}
+            if isinstance(failure, BudgetSpent):
+                told = budget_headers(failure.charge)
+                more = {name.decode(): value.decode() for name, value in told}
+            return error_response(request.scope, failure, more, JSON if media is EVENTS else media)
 
     async def answer(self, request: Incoming, media: str) -> Response | Sent:
         prepared = await self.prepared(request)

@@ -1,12 +1,13 @@
 """A request for an operation as ASGI hands it over, without Starlette's Request where that is not needed."""
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from functools import lru_cache, wraps
-from typing import ParamSpec, TypeVar
+from types import CoroutineType
+from typing import Any, ParamSpec, TypeVar
 
 from starlette.requests import ClientDisconnect, Request
-from starlette.types import Receive, Scope
+from starlette.types import Message, Receive, Scope
 
 from modelharbor.errors import PayloadTooLarge, RequestTimeout
 
@@ -59,21 +60,57 @@ class Incoming:
         length = self.header(b"content-length") or ""
         if length.isdecimal() and int(length[:20]) > limit:
             raise too_large
+        received = self.receive()
+        if isinstance(received, CoroutineType):
+            # Mostly all of it is there by now: a timer alone would cost more than to take it.
+            try:
+                received = _Begun(received, received.send(None))
+            except StopIteration as done:
+                message: Message = done.value
+                if message["type"] == "http.request" and not message.get("more_body", False):
+                    whole: bytes = message.get("body", b"")
+                    if len(whole) > limit:
+                        raise too_large from None
+                    return whole
+                received = _done(message)
         body = bytearray()
         try:
             async with asyncio.timeout(seconds):
                 while True:
-                    message = await self.receive()
+                    message = await received
                     if message["type"] == "http.disconnect":
                         raise ClientDisconnect
-                    chunk, more = message.get("body", b""), message.get("more_body", False)
+                    chunk = message.get("body", b"")
                     if len(body) + len(chunk) > limit:
                         raise too_large
-                    if not more and not body:
-                        whole: bytes = chunk
-                        return whole
                     body += chunk
-                    if not more:
+                    if not message.get("more_body", False):
                         return bytes(body)
+                    received = self.receive()
         except TimeoutError:
             raise RequestTimeout(f"The body did not arrive within {seconds:g} s.") from None
+
+
+async def _done(message: Message) -> Message:
+    return message
+
+
+class _Begun:
+    """A coroutine that was begun: to await it is to go on with it. `waits`: what it waits for."""
+
+    def __init__(self, coroutine: "CoroutineType[Any, Any, Message]", waits: Any) -> None:
+        self.coroutine, self.waits = coroutine, waits
+
+    def __await__(self) -> Generator[Any, Any, Message]:
+        waits = self.waits
+        try:
+            while True:
+                try:
+                    told = yield waits
+                except BaseException as error:
+                    waits = self.coroutine.throw(error)
+                else:
+                    waits = self.coroutine.send(told)
+        except StopIteration as done:
+            message: Message = done.value
+            return message

@@ -5,6 +5,7 @@ import logging
 import re
 import time
 from http import HTTPStatus
+from typing import Final, TypeAlias
 
 from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
@@ -15,6 +16,7 @@ from starlette_compress import CompressMiddleware, add_compress_type, remove_com
 
 from modelharbor.errors import BadRequest, HarborError, MethodNotAllowed, NotFound
 from modelharbor.execution.failures import any_problem, expected
+from modelharbor.execution.kept import Kept
 from modelharbor.observability.logging import log_event, request_id
 
 from .answers import (
@@ -25,10 +27,17 @@ from .answers import (
     request_id_from,
     with_request_id,
 )
-from .caching import compressed, distinct
+from .caching import codings, compressed, distinct
 
 log = logging.getLogger(__name__)
 PIECE_BYTES = 64 * 1024
+COMPRESSED_BYTES: Final = 16 * 1024 * 1024  # of answers that are kept, as they were compressed
+KEPT: Final = "modelharbor.kept"
+"""In the ASGI scope: by what an answer is known that will be sent again, to the last byte."""
+CODING: Final = (
+    "modelharbor.coding"  # likewise: the content coding that the client gets, None: none
+)
+KeptForms: TypeAlias = Kept[tuple[str, str], bytes]
 SAFE_HEADERS = (
     (b"x-content-type-options", b"nosniff"),
     (b"x-frame-options", b"DENY"),
@@ -135,25 +144,78 @@ class CompressionMiddleware:
         add_compress_type("application/graphql-response+json")  # it knows older names only
         # A compressor holds 60 kB (gzip) to 770 kB (zstd) as long as its stream is open.
         remove_compress_type("text/event-stream")
+        self.kept: KeptForms = Kept(COMPRESSED_BYTES, COMPRESSED_BYTES)
         self.compressing = CompressMiddleware(
-            _InPieces(app), zstd_level=3, brotli_quality=4, gzip_level=6
+            _InPieces(_Kept(app, self.kept)), zstd_level=3, brotli_quality=4, gzip_level=6
         )
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http" or scope["path"].startswith(("/files/", "/uploads")):
             await self.app(scope, receive, send)
             return
-        compresses = any(name == b"accept-encoding" for name, _ in scope["headers"])
+        accepts = [value for name, value in scope["headers"] if name == b"accept-encoding"]
+        if not accepts:
+
+            async def send_plain(message: Message) -> None:
+                if message["type"] == "http.response.start":
+                    varying = [*message["headers"], (b"vary", b"Accept-Encoding")]
+                    message["headers"] = compressed(varying)
+                await send(message)
+
+            await self.app(scope, receive, send_plain)
+            return
+        liked = codings(b",".join(accepts).decode("latin-1"))
+        scope[CODING] = liked[0] if liked else None
+        coding: str | None = None  # of what is being compressed, and will be kept
+        pieces: list[bytes] = []
 
         async def send_marked(message: Message) -> None:
+            nonlocal coding
             if message["type"] == "http.response.start":
-                headers = message["headers"]
-                message["headers"] = compressed(
-                    headers if compresses else [*headers, (b"vary", b"Accept-Encoding")]
-                )
+                message["headers"] = compressed(message["headers"])
+                if scope.get(KEPT) is not None:
+                    for name, value in message["headers"]:
+                        if name == b"content-encoding":
+                            coding = value.decode("latin-1")
+            elif coding is not None:
+                pieces.append(message["body"])
+                if not message.get("more_body", False):
+                    body = b"".join(pieces)
+                    self.kept.put((scope[KEPT], coding), body, len(body))
             await send(message)
 
-        await (self.compressing if compresses else self.app)(scope, receive, send_marked)
+        await self.compressing(scope, receive, send_marked)
+
+
+class _Kept:
+    """Sends an answer that was sent before as it was compressed then: that takes longer than all else
+    about it. Which one it is its maker says (KEPT), who sends it in one message."""
+
+    def __init__(self, app: ASGIApp, kept: KeptForms) -> None:
+        self.app, self.kept = app, kept
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        coding = scope[CODING]
+        form: bytes | None = None
+
+        async def send_kept(message: Message) -> None:
+            nonlocal form
+            if message["type"] == "http.response.start":
+                digest = scope.get(KEPT)
+                if digest is not None and coding is not None and message["status"] == 200:
+                    form = self.kept.get((digest, coding))
+                if form is not None:
+                    scope[KEPT] = None  # nothing is compressed that could be kept
+                    headers = [each for each in message["headers"] if each[0] != b"content-length"]
+                    headers.append((b"content-encoding", coding.encode()))
+                    headers.append((b"content-length", b"%d" % len(form)))
+                    headers.append((b"vary", b"Accept-Encoding"))
+                    message = {**message, "headers": headers}
+            elif form is not None:
+                message = {**message, "body": form}
+            await send(message)
+
+        await self.app(scope, receive, send_kept)
 
 
 class _InPieces:

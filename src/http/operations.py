@@ -309,8 +309,9 @@ class Operations:
             await state["freshness"].acknowledge(count.wrote)
         self.metrics.count_operation(answer.fallback)
         actual = self._actual(request, prepared, answer)
-        if prepared.own_price is None:
-            state["budgets"].settle(charge, actual - (prepared.price - charge.cost))
+        # What failed is not given back: who makes it fail would pay nothing.
+        if prepared.own_price is None and not answer.errors:
+            state["budgets"].settle(charge, max(actual, LEAST) - (prepared.price - charge.cost))
         is_whole, body = self.content(request, answer)
         entry = None
         if policy is not None and is_whole and answer.read is not None:
@@ -380,6 +381,7 @@ class Operations:
             settings=self.settings,
             storage=state["storage"],
             request_id=request_id,
+            caches=self.metrics.caches,
         )
 
     def asked(self, request: Incoming, prepared: Prepared) -> Asked:

@@ -17,25 +17,36 @@ request_id: ContextVar[str | None] = ContextVar("request_id", default=None)
 """Of the request at hand: every line that is logged within it carries it."""
 
 
+_call_handlers: Final = logging.Logger.callHandlers
 HELD_SECONDS: Final = 0.1
 HELD_LINES: Final = 500
 
 
 def log_event(log: logging.Logger, level: int, event: str, **fields: Any) -> None:
     """Values are written as given: never a token, a signature, a body or a query string."""
-    if log.isEnabledFor(level):
-        # Without the walk up the stack for the place of the call, which `log.log` begins with.
-        record = logging.LogRecord(log.name, level, "", 0, event, None, None)
-        record.fields = fields
-        log.handle(record)
+    if not log.isEnabledFor(level):
+        return
+    handlers = logging.root.handlers
+    if (
+        len(handlers) == 1
+        and isinstance(handlers[0], GatheringHandler)
+        and logging.Logger.callHandlers is _call_handlers  # Sentry puts its own there
+        and handlers[0].take(level, event, fields)
+    ):
+        return  # nobody else listens, and a record and its way would take longer than the line
+    # Without the walk up the stack for the place of the call, which `log.log` begins with.
+    record = logging.LogRecord(log.name, level, "", 0, event, None, None)
+    record.fields = fields
+    log.handle(record)
 
 
 def _fields(record: logging.LogRecord) -> dict[str, Any]:
-    found = dict(getattr(record, "fields", {}))
+    return _with_request(record.__dict__.get("fields") or {})
+
+
+def _with_request(fields: dict[str, Any]) -> dict[str, Any]:
     current = request_id.get()
-    if current is not None:
-        found["request_id"] = current
-    return found
+    return fields if current is None else {**fields, "request_id": current}
 
 
 class TextFormatter(logging.Formatter):
@@ -44,17 +55,20 @@ class TextFormatter(logging.Formatter):
     second, clock = -1, ""  # of the last line
 
     def format(self, record: logging.LogRecord) -> str:
-        second = int(record.created)
+        message = record.getMessage()
+        line = self.line(record.created, record.levelname, message, _fields(record))
+        return f"{line}\n{self.formatException(record.exc_info)}" if record.exc_info else line
+
+    def line(self, created: float, level: str, message: str, fields: dict[str, Any]) -> str:
+        second = int(created)
         if second != self.second:
             self.second, self.clock = second, f"{datetime.fromtimestamp(second, UTC):%H:%M:%S}"
-        words = [
-            f"{self.clock}.{min(int((record.created - second) * 1000 + 0.001), 999):03}",
-            record.levelname,
-        ]
-        words.append(_printable(record.getMessage()))
-        words += [f"{name}={_printable(str(value))}" for name, value in _fields(record).items()]
-        line = " ".join(words)
-        return f"{line}\n{self.formatException(record.exc_info)}" if record.exc_info else line
+        milliseconds = min(int((created - second) * 1000 + 0.001), 999)
+        line = f"{self.clock}.{milliseconds:03} {level} {_printable(message)}"
+        for name, value in fields.items():
+            text = value if value.__class__ is str else str(value)
+            line += f" {name}={text if text.isprintable() else _printable(text)}"
+        return line
 
 
 class JsonFormatter(logging.Formatter):
@@ -99,7 +113,21 @@ class GatheringHandler(logging.StreamHandler[TextIO]):
             self._lines.append(self.format(record) + self.terminator)
         except Exception:
             self.handleError(record)
-        if not self.holds or record.levelno >= logging.WARNING or len(self._lines) >= HELD_LINES:
+        self._held(record.levelno)
+
+    def take(self, level: int, event: str, fields: dict[str, Any]) -> bool:
+        """A line of an event, without a record; False where one is needed."""
+        if not isinstance(self.formatter, TextFormatter) or level < self.level or self.filters:
+            return False
+        name = logging.getLevelName(level)
+        line = self.formatter.line(time.time(), name, event, _with_request(fields))
+        with self.lock or nullcontext():
+            self._lines.append(line + self.terminator)
+        self._held(level)
+        return True
+
+    def _held(self, level: int) -> None:
+        if not self.holds or level >= logging.WARNING or len(self._lines) >= HELD_LINES:
             self.flush()
         elif len(self._lines) == 1:
             self._waiting.set()

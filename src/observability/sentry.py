@@ -2,6 +2,8 @@
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from threading import Event
+from typing import Final
 
 import sentry_sdk
 from sentry_sdk.integrations.logging import LoggingIntegration
@@ -10,6 +12,9 @@ from sentry_sdk.transport import Transport
 from modelharbor.settings import Settings
 
 from .logging import request_id
+
+NOTHING: Final = nullcontext()
+_is_set_up: Final = Event()  # asking Sentry itself for each operation takes longer
 
 
 def init_sentry(settings: Settings, transport: type[Transport] | None = None) -> None:
@@ -20,6 +25,7 @@ def init_sentry(settings: Settings, transport: type[Transport] | None = None) ->
     """
     if settings.sentry_dsn is None:
         return
+    _is_set_up.set()
     sentry_sdk.init(
         dsn=settings.sentry_dsn.get_secret_value(),
         environment=settings.environment,
@@ -34,7 +40,7 @@ def init_sentry(settings: Settings, transport: type[Transport] | None = None) ->
 
 def operation_scope(kind: str, name: str | None) -> AbstractContextManager[None]:
     """What happens within belongs to this operation: a trace of its own, and its name on its errors."""
-    return _operation_scope(kind, name) if sentry_sdk.get_client().is_active() else nullcontext()
+    return _operation_scope(kind, name) if _is_set_up.is_set() else NOTHING
 
 
 @contextmanager

@@ -47,18 +47,19 @@ log = logging.getLogger(__name__)
 MEMORY_BYTES: Final = 16 * 1_048_576
 KEPT_SECONDS: Final = 300.0  # then a token is read again, whatever is known of changes
 TOKENS_AT_ONCE: Final = 500
-SESSION_BYTES: Final = 4_000  # beside what the row takes; measured in test_sessions.py
-ROW_FACTOR: Final = 5  # bytes of a row in memory for one in BSON
+SESSION_BYTES: Final = 1_200  # beside what grows with the row; measured in test_sessions.py
+ROW_FACTOR: Final = 3  # bytes in memory for one of the row in BSON
 _ROWS: Final = CodecOptions[Row](tz_aware=False)  # as they are read
 
 
 class _Known:
     """A token as it was read. `position` and `version`: as of the last look at what has changed."""
 
-    __slots__ = ("expires", "note_at", "position", "row", "tags", "until", "version", "viewer")
+    __slots__ = ("expires", "note_at", "position", "secret", "tags", "until", "version", "viewer")
 
     def __init__(self, row: Row, viewer: Viewer, entry: Entry, version: int) -> None:
-        self.row, self.viewer, self.tags = row, viewer, entry.tags
+        self.secret: str = row["secret_sha256"]
+        self.viewer, self.tags = viewer, entry.tags
         self.position, self.version = entry.position, version
         self.until = entry.made_at + entry.max_age
         self.expires = viewer.expires_at.timestamp() if viewer.expires_at else float("inf")
@@ -70,7 +71,7 @@ class _Known:
 class _Batch:
     """Tokens that are read together, for all who asked before the read began."""
 
-    answer: "asyncio.Future[dict[ObjectId, Row]]"
+    answer: "asyncio.Future[dict[ObjectId, _Known | Exception]]"
     ids: set[ObjectId] = field(default_factory=set)
     counts: list[CommandCount] = field(default_factory=list)
 
@@ -107,21 +108,16 @@ class Sessions:
                 self.count.hits += 1
                 return self._used(known, token)
         self.count.misses += 1
-        row = await self._read(token.id)
-        same = has_secret(row, token)
-        viewer = viewer_of(row) if row is not None and same else None
-        if row is None or viewer is None:
-            raise Unauthenticated(REFUSED)
-        known = self._memory.get(token.id.binary)
-        if known is None or known.row is not row:
-            known = _Known(row, viewer, _entry_of(row, b"", 0), 0)
-        return self._used(known, token)
+        found = await self._read(token.id)
+        if isinstance(found, Exception):
+            raise found
+        return self._used(found, token)
 
     def known(self, authorization: str | None) -> Viewer | None:
         """Who held the token when it was last read: for what a moment's delay does not matter to."""
         token = credentials_of(authorization) if authorization is not None else None
         known = self._memory.get(token.id.binary) if token is not None else None
-        if token is None or known is None or not has_secret(known.row, token):
+        if token is None or known is None or not has_secret(known.secret, token):
             return None
         return known.viewer if time() < known.expires else None
 
@@ -129,8 +125,9 @@ class Sessions:
         if self._reading is not None:
             await ended(self._reading)
 
-    def _used(self, known: _Known, token: Credentials) -> Viewer:
-        if not has_secret(known.row, token) or time() >= known.expires:
+    def _used(self, known: _Known | None, token: Credentials) -> Viewer:
+        same = has_secret(known.secret if known is not None else None, token)
+        if known is None or not same or time() >= known.expires:
             raise Unauthenticated(REFUSED)
         if time() >= known.note_at:
             known.note_at = time() + USED_EVERY.total_seconds()
@@ -167,12 +164,15 @@ class Sessions:
         try:
             row = bson.decode(entry.body, _ROWS)
         except BSONError:
-            log.exception("sessions.not_understood token_id=%s", token_id)
+            log.warning("sessions.not_understood token_id=%s", token_id)
             return None
-        return self._hold(row, entry)
+        known = self._understood(row, entry)
+        if known is not None:
+            self._hold(token_id, known, entry)
+        return known
 
-    def _hold(self, row: Row, entry: Entry) -> _Known | None:
-        """In memory, where the token is good; `entry` was just found to be current."""
+    def _understood(self, row: Row, entry: Entry) -> _Known | None:
+        """None where the token is no longer good."""
         viewer = viewer_of(row)
         if viewer is None:
             return None
@@ -180,14 +180,17 @@ class Sessions:
         before = self._memory.get(row["_id"].binary)
         if before is not None:
             known.note_at = max(known.note_at, before.note_at)
-        size = SESSION_BYTES + ROW_FACTOR * len(entry.body)
-        self._memory.put(row["_id"].binary, known, size)
         return known
+
+    def _hold(self, token_id: ObjectId, known: _Known, entry: Entry) -> None:
+        """In memory; `entry` was just found to be current."""
+        size = SESSION_BYTES + ROW_FACTOR * len(entry.body)
+        self._memory.put(token_id.binary, known, size)
 
     def _name(self, shared: Shared, token_id: ObjectId) -> str:
         return f"{shared.prefix}:session:{shared.seal.name(b'session' + token_id.binary)}"
 
-    async def _read(self, token_id: ObjectId) -> Row | None:
+    async def _read(self, token_id: ObjectId) -> _Known | Exception | None:
         """From MongoDB, by a read that begins after this call: many who come at once read together."""
         if not self._batches or len(self._batches[-1].ids) >= TOKENS_AT_ONCE:
             self._batches.append(_Batch(asyncio.get_running_loop().create_future()))
@@ -224,7 +227,7 @@ class Sessions:
                     left.answer.exception()
             self._batches.clear()
 
-    async def _read_batch(self, batch: _Batch) -> dict[ObjectId, Row]:
+    async def _read_batch(self, batch: _Batch) -> "dict[ObjectId, _Known | Exception]":
         count = CommandCount()
         counted.set(count)
         position = self._freshness.position
@@ -233,19 +236,28 @@ class Sessions:
         finally:
             for each in batch.counts:
                 each.add(count)
-        for row in rows.values():
+        found: dict[ObjectId, _Known | Exception] = {}
+        for token_id, row in rows.items():
             try:
-                self._keep(row, position)
-            except Exception:  # what a later version wrote; the others are read all the same
-                log.exception("sessions.not_understood token_id=%s", row["_id"])
-        return rows
+                known = self._keep(row, position)
+            except (
+                Exception
+            ) as error:  # what a later version wrote; the others are read all the same
+                log.warning("sessions.not_understood token_id=%s error=%r", token_id, error)
+                found[token_id] = error
+            else:
+                if known is not None:
+                    found[token_id] = known
+        return found
 
-    def _keep(self, row: Row, position: int) -> None:
+    def _keep(self, row: Row, position: int) -> _Known | None:
         entry = _entry_of(row, bson.encode(row), position)
-        if not self._freshness.is_current(position, entry.tags):
-            return
-        if self._hold(row, entry) is not None and self._shared is not None:
-            self._shared.put(self._name(self._shared, row["_id"]), entry)
+        known = self._understood(row, entry)
+        if known is not None and self._freshness.is_current(position, entry.tags):
+            self._hold(row["_id"], known, entry)
+            if self._shared is not None:
+                self._shared.put(self._name(self._shared, row["_id"]), entry)
+        return known
 
 
 def _entry_of(row: Row, body: bytes, position: int) -> Entry:

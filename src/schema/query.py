@@ -14,6 +14,7 @@ from modelharbor.errors import BadUserInput
 from modelharbor.execution.declaration import loaded
 from modelharbor.loaders.actors import ViewerLoader
 from modelharbor.loaders.budgets import RateLimitLoader
+from modelharbor.loaders.caches import CacheStatsLoader
 from modelharbor.loaders.files import FilesByContentsLoader
 from modelharbor.loaders.jobs import JobByIdLoader, JobPageLoader
 from modelharbor.loaders.models import ModelByNameLoader, ModelName, ModelPageLoader
@@ -33,6 +34,7 @@ from modelharbor.resolvers.health import check_health
 from modelharbor.resolvers.references import parse_reference
 
 from .actors import BY_ID, User
+from .cache import CacheStats
 from .directives import KEPT, KEPT_OR_OLDER, NEVER_KEPT, Cost
 from .files import ModelFile
 from .filters import ModelFilter, compile_filter, names_state
@@ -250,6 +252,10 @@ class Query:
         RateLimitLoader,
         arguments=dry_run_wanted,
         description="What this operation costs, and what you have left.",
+    )
+    cache_stats: list[CacheStats] = loaded(
+        CacheStatsLoader,
+        description="What the caches of the process that answers do; for operators.",
     )
 
     @strawberry.field(description="How the server and what it needs are.")

@@ -18,7 +18,7 @@ from starlette.testclient import TestClient
 
 from bench.cache import fixed
 from bench.cache.__main__ import MAX_AGE, PEERS
-from bench.cache.counting import STATS, Counts
+from bench.cache.counting import Counts, count, read_counts
 from bench.cache.drawing import (
     LIKE,
     LIST,
@@ -63,7 +63,7 @@ from bench.cache.report import (
 from bench.cache.truth import Truth, number_in
 from bench.cache.users import Crowd, Doing, Fleet, Phase, Response, from_line, to_line
 from bench.live.report import goals_text
-from bench.operation import Operation, asking
+from bench.operation import DRAWN, Operation, asking
 from bench.peers.measuring import Sample
 from bench.serving import Filled, Serving, fill
 from modelharbor.db.connection import Database
@@ -112,6 +112,7 @@ MIXED = Mixed(
     limited=0,
     stale=0,
     hits=8_550,
+    joined=95,
     cpu_micros=212.4,
     users_share=0.123,
     mongo_share=None,
@@ -119,7 +120,7 @@ MIXED = Mixed(
 
 
 def test_what_is_asked_is_valid() -> None:
-    for document in (*documents().values(), LIST, UPDATE, LIKE, UNLIKE, STATS):
+    for document in (*documents().values(), LIST, UPDATE, LIKE, UNLIKE):
         assert validate(core, parse(document)) == []
     for document in documents().values():
         assert re.search(r"^\s+id\b|\bid ", document, re.MULTILINE)
@@ -311,6 +312,13 @@ async def filled(settings: Settings) -> AsyncIterator[Served]:
 
 
 @pytest.mark.anyio
+async def test_a_real_server_tells_what_its_caches_had(filled: Served) -> None:
+    with httpx.Client(base_url=f"http://127.0.0.1:{filled.port}", trust_env=False) as client:
+        found = await asyncio.to_thread(count, client)
+    assert found.hits == found.joined == 0
+
+
+@pytest.mark.anyio
 async def test_users_of_a_real_server_find_nothing_wrong(
     filled: Served, settings: Settings
 ) -> None:
@@ -403,9 +411,12 @@ def test_facets_that_are_computed_are_asked_for_once() -> None:
     facets = replace(OPERATION, name="facets", variables=({"filter": {"task": {"eq": "ocr"}}},))
     found = [each["variables"]["filter"] for each in fresh_facets(facets, range(7, 9))]
     assert found == [{"task": {"in": ["ocr", "none-7"]}}, {"task": {"in": ["ocr", "none-8"]}}]
-    (*_, line) = lines_of(servers(), facets)
-    assert line.way is Way.COMPUTED
-    assert not set(line.lines()) & set(line.lines())
+    kept, computed = lines_of(servers(), facets)
+    assert (kept.way, computed.way) == (Way.L2_TEXT, Way.COMPUTED)
+    assert kept.lines() == kept.lines()
+    assert len(set(kept.lines())) == DRAWN
+    assert not set(computed.lines()) & set(computed.lines())
+    assert not set(computed.lines()) & set(kept.lines())
 
 
 def servers() -> Servers:
@@ -436,10 +447,10 @@ def test_each_way_is_asked_of_its_server() -> None:
         Way.COMPUTED: given.computed.url,
     }
     assert {way: line.layer for way, line in found.items() if line.layer} == {
-        Way.L1_TEXT: "L1",
-        Way.L1_HASH: "L1",
-        Way.L1_GET: "L1",
-        Way.L2_TEXT: "L2",
+        Way.L1_TEXT: "l1",
+        Way.L1_HASH: "l1",
+        Way.L1_GET: "l1",
+        Way.L2_TEXT: "l2",
     }
     assert found[Way.FIXED_POST].lines()[0].startswith('POST /page {"query"')
     assert found[Way.FIXED_GET].lines()[0].startswith("GET /page?operationName")
@@ -487,29 +498,43 @@ def test_a_phase_of_the_mix() -> None:
         "stale": 3,
         "hits": 4,
     }
-    before = Mark(Counts({"L1": 10, "L2": 5, "sessions": 1}, {"L1": 1}), 1.0, 2.0, None)
-    after = Mark(Counts({"L1": 710, "L2": 25, "sessions": 90}, {"L1": 2}), 1.5, 2.4, None)
+    before = Mark(counted(l1=10, l2=5, sessions=1), 1.0, 2.0, None)
+    after = Mark(counted(l1=710, l2=25, sessions=90), 1.5, 2.4, None)
     found = mixed(Phase("one", 2.0), told, before, after)
     assert (found.hits, found.hit_ratio, found.per_second) == (720, 0.8, 500.0)
+    assert (found.joined, found.joined_ratio) == (0, 0.0)
     assert found.cpu_micros == pytest.approx(500.0)
     assert found.users_share == pytest.approx(0.2)
     assert (found.errors, found.limited, found.stale, found.mongo_share) == (1, 2, 3, None)
     uncounted = replace(before, counts=None, mongo=0.0), replace(after, counts=None, mongo=1.0)
     other = mixed(Phase("one", 2.0), told, *uncounted)
-    assert (other.hits, other.mongo_share) == (4, 0.5)
+    assert (other.hits, other.joined_ratio, other.mongo_share) == (4, None, 0.5)
+
+
+def counted(**hits: int) -> Counts:
+    return Counts({("hits", layer): count for layer, count in hits.items()})
 
 
 def test_counts_of_a_layer() -> None:
-    before = Counts({"L1": 10, "L2": 0}, {"L1": 5, "L2": 5})
-    since = Counts({"L1": 100, "L2": 0}, {"L1": 15, "L2": 5}).since(before)
-    assert (since.share("L1"), since.share("L2"), since.answered) == (0.9, 0.0, 90)
+    text = """# HELP modelharbor_cache_hits_total Look-ups that found what is current.
+modelharbor_cache_hits_total{layer="l1"} %d.0
+modelharbor_cache_hits_total{layer="l2"} 7.0
+modelharbor_cache_misses_total{layer="l1"} 20.0
+modelharbor_cache_joined_total{layer="l1"} 12.0
+modelharbor_cache_entries{layer="l1"} 3.0
+"""
+    since = read_counts(text % 90).since(read_counts(text % 10))
+    assert (since.share("l1"), since.hits, since.joined) == (1.0, 80, 0)
+    now = read_counts(text % 60)
+    assert (now.share("l1"), now.share("l2"), now.hits, now.joined) == (0.75, 1.0, 67, 12)
+    assert read_counts("").share("l1") == 0.0
 
 
 def test_the_mix_is_told_with_its_goals() -> None:
     killed = replace(MIXED, name="Redis killed", all=replace(FIGURES, p99=70.0), hits=None, stale=1)
     assert mix_table([MIXED]).splitlines()[2] == (
         "| all is well | 1,000 | 2.0 | 10.0 | 20.0 | 2.0 | 10.0 | 20.0 | 2.0 | 10.0 | 20.0 "
-        "| 0.90 | 0 | 0 | 212 | 12% | - |"
+        "| 0.90 | 0.01 | 0 | 0 | 212 | 12% | - |"
     )
     assert goals_text(mix_goals([MIXED, killed])) == (
         "- hit ratio 0.90 of 0.8 at least: met\n"

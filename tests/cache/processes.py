@@ -1,6 +1,7 @@
 """What two API processes do with what is kept, without the API: each has its own connections."""
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -16,7 +17,7 @@ from modelharbor.db.connection import Database, connect
 from modelharbor.observability.commands import CommandCount, counted
 from modelharbor.settings import Settings
 
-GUARD_SECONDS = 60.0
+GUARD_SECONDS = 30.0
 
 
 async def until(found: Callable[[], Awaitable[bool]] | Callable[[], bool]) -> None:
@@ -53,7 +54,15 @@ class Process:
     misses: int = 0
 
     async def usable(self) -> None:
-        await until(self.freshness.ready)
+        try:
+            await until(self.freshness.ready)
+        except TimeoutError:
+            it = self.freshness
+            raise AssertionError(
+                f"not usable: position {it._told_position:x} of {it._acknowledged:x}, passed {it._passed},"
+                f" server {it._has_server}, heard {time.monotonic() - it._heard_at:.1f} s ago, suspended for"
+                f" {it._suspended_until - time.monotonic():.1f} s, Redis away {it.rounds.is_open}"
+            ) from None
 
     async def commit(self, register: Register) -> tuple[int, int | None]:
         """A write that is not acknowledged yet: the number, and its time."""
@@ -69,8 +78,8 @@ class Process:
         return number, count.wrote
 
     async def write(self, register: Register) -> None:
-        number, time = await self.commit(register)
-        await self.freshness.acknowledge(time)
+        number, wrote = await self.commit(register)
+        await self.freshness.acknowledge(wrote)
         register.acknowledged = max(register.acknowledged, number)
 
     async def read(self, register: Register) -> int:

@@ -2,6 +2,7 @@
 
 import asyncio
 import sys
+import time
 import tracemalloc
 from collections import deque
 from collections.abc import AsyncIterator, Callable
@@ -19,11 +20,16 @@ from modelharbor.cache import shared as sharing
 from modelharbor.cache.answers import Answers, Layer, Made, Served, open_answers
 from modelharbor.cache.client import Cache, connect_cache
 from modelharbor.cache.entries import Access, Entry
+from modelharbor.cache.freshness import Freshness, open_freshness
 from modelharbor.cache.sealing import _HEAD, _SEAL_BYTES, VERSION, Seal
+from modelharbor.cache.tags import entity
+from modelharbor.db.connection import Database
 from modelharbor.dev.engines import Engines
+from modelharbor.observability.commands import CommandCount, counted
 from modelharbor.observability.metrics import Metrics
 from modelharbor.settings import Settings
 from tests.cache.worlds import World, entry
+from tests.documents import insert_actor, insert_model
 
 pytestmark = pytest.mark.anyio
 CAPACITY = 10_000_000
@@ -546,6 +552,11 @@ class Process:
     metrics: Metrics
     world: World
 
+    async def until_joined(self) -> None:
+        shared = self.answers.shared
+        assert shared is not None
+        await until(lambda: not shared.is_closed)
+
 
 @asynccontextmanager
 async def process(
@@ -569,7 +580,7 @@ async def two(settings: Settings) -> AsyncIterator[tuple[Process, Process]]:
     async with process(settings, world) as one, process(settings, world) as other:
         await one.cache.redis.flushdb()
         for each in (one, other):
-            await until(lambda shared=each.answers.shared: not shared.is_closed)  # type: ignore[misc]
+            await each.until_joined()
         yield one, other
 
 
@@ -958,3 +969,105 @@ async def test_what_they_did_is_shown(two: tuple[Process, Process]) -> None:
     assert 'modelharbor_cache_hits_total{layer="l1"} 1.0' in shown
     assert 'modelharbor_cache_misses_total{layer="l1"} 1.0' in shown
     assert 'modelharbor_cache_entries{layer="l1"} 1.0' in shown
+
+
+# ---- with MongoDB, and changes as they are heard of
+
+
+@dataclass
+class Reader:
+    """A process that keeps answers of one document: the number in it."""
+
+    database: Database
+    answers: Answers
+    freshness: Freshness
+    model_id: Any
+    is_usable: int = 0
+
+    async def make(self) -> Made:
+        position = self.freshness.position
+        [row] = await self.database.find("models", {"_id": self.model_id})
+        tags = frozenset({entity("models", self.model_id)})
+        body = b"%d" % row["revision"]
+        kept = Entry(body, position, tags, Access.ANYBODY, time.time(), 30.0)
+        return Made(row["revision"], kept)
+
+    async def number(self) -> int:
+        """As a request asks for it."""
+        if not await self.freshness.ready():
+            return int((await self.make()).answer)
+        self.is_usable += 1
+        found = self.answers.peek(BASE, "public", "")
+        if found is None:
+            served = await self.answers.answer(BASE, "public", "", False, self.make)
+            if served.made is not None:
+                return int(served.made.answer)
+            found = served.entry
+        assert found is not None
+        return int(found.body)
+
+
+async def test_no_acknowledged_write_is_followed_by_an_old_answer(
+    database: Database, settings: Settings
+) -> None:
+    """Through two processes, with reads all the time, and writes through each of them."""
+    settings = settings.model_copy(
+        update={"response_cache": True, "cache_timeout_seconds": GUARD_SECONDS}
+    )
+    model = await insert_model(await insert_actor("ann"), "m")
+    acknowledged = 0
+    reads: list[tuple[int, int]] = []
+    async with AsyncExitStack() as stack:
+        readers = []
+        for _ in range(2):
+            cache = await stack.enter_async_context(connect_cache(settings))
+            freshness = await stack.enter_async_context(open_freshness(database, cache, settings))
+            answers = await stack.enter_async_context(
+                open_answers(cache, freshness, settings, SECRET, Metrics())
+            )
+            readers.append(Reader(database, answers, freshness, model.id))
+        await cache.redis.flushdb()
+        async with asyncio.timeout(GUARD_SECONDS):
+            for reader in readers:
+                while not await reader.freshness.ready():
+                    await asyncio.sleep(0.01)
+
+        async def write(number: int) -> None:
+            nonlocal acknowledged
+            count = CommandCount()
+            token = counted.set(count)
+            try:
+                await database.data["models"].update_one(
+                    {"_id": model.id}, {"$set": {"revision": number}}
+                )
+            finally:
+                counted.reset(token)
+            await readers[number % 2].freshness.acknowledge(count.wrote)
+            acknowledged = number
+
+        async def read(reader: Reader) -> None:
+            while acknowledged < 40:
+                before = acknowledged
+                reads.append((before, await reader.number()))
+                await asyncio.sleep(0)
+
+        reading = [asyncio.create_task(read(reader)) for reader in readers for _ in range(5)]
+        try:
+            for number in range(1, 41):
+                await write(number)
+                await asyncio.sleep(0.005 * (number % 4))
+            async with asyncio.timeout(GUARD_SECONDS):
+                await asyncio.gather(*reading)
+        finally:
+            for task in reading:
+                task.cancel()
+        assert [(before, found) for before, found in reads if found < before] == []
+        # It was no test of computing alone.
+        assert sum(reader.answers.count.hits for reader in readers) > len(reads) // 4
+        assert all(reader.is_usable and reader.answers.count.invalidations for reader in readers)
+        # What is written past the API is heard of soon.
+        await database.data["models"].update_one({"_id": model.id}, {"$set": {"revision": 99}})
+        async with asyncio.timeout(2.0):  # the promise, many times what it takes
+            for reader in readers:
+                while await reader.number() != 99:
+                    await asyncio.sleep(0.001)

@@ -19,6 +19,7 @@ import pytest
 from bson import ObjectId
 from pymongo.errors import OperationFailure, PyMongoError
 from redis.asyncio import Redis
+from redis.exceptions import RedisError
 
 from modelharbor.cache import freshness as module
 from modelharbor.cache.following import NOWHERE, Following, pack
@@ -57,7 +58,7 @@ class OwnRedis:
             async def answers() -> bool:
                 try:
                     return bool(await redis.ping())
-                except (ConnectionError, OSError):
+                except (RedisError, OSError):
                     return False
 
             await until(answers)
@@ -645,7 +646,7 @@ async def test_other_parts_have_their_answers_whatever_is_kept(settings: Setting
             open_freshness(one.database, one.cache, wanted, counter) as freshness,
         ):
             rounds = freshness.rounds
-            await until(lambda: not rounds.is_open)
+            await until(lambda rounds=rounds: not rounds.is_open)
             counter.found.clear()
             assert await rounds.next()
             assert counter.found[0] == b"a"

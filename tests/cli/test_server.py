@@ -42,6 +42,7 @@ async def test_help_names_every_command(run: Run) -> None:
         "member Who belongs to an organization, and as what.",
         "token API tokens.",
         "schema The served GraphQL schema.",
+        "persisted Published operations: those that clients run by their ids.",
         "jobs Jobs: long work that workers do.",
         "reindex Count anew what models keep of their versions, files and owners, as a job.",
         "collect-garbage Remove what nobody needs any more, as a job: old contents, tokens, jobs, deleted models.",
@@ -63,7 +64,7 @@ def test_every_command_and_option_is_explained() -> None:
                 assert getattr(parameter, "help", None), (name, parameter.name)
             waiting.append(inner)
             seen += 1
-    assert seen == 41
+    assert seen == 47
 
 
 @pytest.mark.parametrize(

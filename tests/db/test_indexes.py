@@ -55,6 +55,12 @@ ELSEWHERE = {
     ("uploads", "ended"): "for those that are kept no longer",
     ("uploads", "path"): "unique: one upload for one path at a time",
     ("memberships", "user"): "for who presents a token: tests/auth",
+    ("persisted_documents", "id"): "unique: one text for an id of a client; tests/resolvers",
+    ("persisted_documents", "clients"): "who else has an id: tests/resolvers",
+    ("persisted_documents", "fields"): "who selects a field: tests/resolvers",
+    ("persisted_documents", "sequence"): "what has changed: tests/execution",
+    ("persisted_usage", "day"): "unique: one count for an id and day; tests/resolvers",
+    ("persisted_usage", "old"): "TTL",
 }
 """Indexes that no query of the API reads by, each with what it is there for."""
 

@@ -78,7 +78,7 @@ def test_what_breaks_is_told_with_its_place(text: str, told: str) -> None:
 def test_several_faults_are_told_each() -> None:
     assert examined("query A { zzzzzz qqqqqq }") == [
         "(id), 1:11: Cannot query field 'zzzzzz' on type 'Query' [GRAPHQL_VALIDATION_FAILED]",
-        "(id), 1:16: Cannot query field 'qqqqqq' on type 'Query' [GRAPHQL_VALIDATION_FAILED]",
+        "(id), 1:18: Cannot query field 'qqqqqq' on type 'Query' [GRAPHQL_VALIDATION_FAILED]",
     ]
 
 

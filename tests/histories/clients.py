@@ -104,6 +104,8 @@ class Clients:
     locks: dict[Register, asyncio.Lock] = field(default_factory=dict)
     numbers: "count[int]" = field(default_factory=lambda: count(1))
     created: "count[int]" = field(default_factory=count)
+    is_over: bool = False
+    """All end what they are at, and begin nothing more."""
 
     def up(self) -> list[Process]:
         return [process for process in self.processes if process.is_up] or self.processes
@@ -182,7 +184,7 @@ class Clients:
 
     async def go_on_reading(self, pause: float) -> None:
         chance = self.world.chance
-        while True:
+        while not self.is_over:
             if self.world.tokens and chance.random() < 0.1:
                 given = chance.choice(self.world.tokens[:4] + self.world.tokens)
                 question = Asking(self.world, given.login).one(self.world.models["m0"])
@@ -330,7 +332,7 @@ class Clients:
             (self.membership, 1.0),
             (self.revoke, 1.0),
         ]
-        while True:
+        while not self.is_over:
             [way] = chance.choices([each for each, _ in ways], [weight for _, weight in ways])
             await way()
             await asyncio.sleep(chance.uniform(0, 2 * pause))
@@ -347,7 +349,7 @@ class Clients:
             self.direct_membership,
             self.direct_revoke,
         ]
-        while True:
+        while not self.is_over:
             await chance.choice(ways)()
             await asyncio.sleep(chance.uniform(0, 2 * pause))
 

@@ -110,7 +110,8 @@ class Nemesis:
     processes: list[Serving]
     chance: Random
     happened: list[tuple[float, str]] = field(default_factory=list)
-    has_test_commands: bool = True
+    is_over: bool = False
+    """What has begun is undone, and nothing more begins."""
 
     def note(self, text: str) -> None:
         self.happened.append((time.monotonic(), text))
@@ -121,9 +122,11 @@ class Nemesis:
     async def go_on(self, faults: Sequence[str], pause: float) -> None:
         """One after the other, in an order drawn anew each time; whatever was done is undone before the
         next."""
-        while True:
+        while not self.is_over:
             for name in self.chance.sample(faults, len(faults)):
                 await asyncio.sleep(self.chance.uniform(0.3, 2 * pause))
+                if self.is_over:
+                    return
                 begin = len(self.happened)
                 self.note(name)
                 fault: Callable[[], Awaitable[None]] = getattr(self, name)

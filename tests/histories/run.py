@@ -24,6 +24,7 @@ from .world import World, make_world
 
 DATABASE: Final = "histories"
 TOKENS: Final = 60
+END_SECONDS: Final = 90.0
 LAST: Final = 60
 """Registers that are looked at in the end."""
 
@@ -53,6 +54,8 @@ async def stage(folder: Path, servers: int = 2, **given: Any) -> AsyncIterator[S
                 "mongo_database": DATABASE,
                 "data_path": folder / "data",
                 "debug": True,
+                # The machine may be busy with other things: that alone is to close no caches.
+                "cache_timeout_seconds": 0.4,
                 "environment": "test",
                 **given,
             }
@@ -120,30 +123,36 @@ async def history(
         direct = [clients.go_on_writing_directly(load.direct_pause) for _ in range(load.direct)]
         others = [nemesis.go_on(faults, pause)] if nemesis else []
         made = History(world, log)
-        await _run([*readers, *writers, *direct, *others], seconds, lambda: enough(made))
+        tasks = [asyncio.create_task(each) for each in (*readers, *writers, *direct, *others)]
+        try:
+            await _go_on(tasks, seconds, lambda: enough(made))
+            # PyMongo may take a cancellation for a failure, and who is cancelled leaves work undone.
+            clients.is_over = True
+            if nemesis:
+                nemesis.is_over = True
+            async with asyncio.timeout(END_SECONDS):
+                await asyncio.gather(*tasks)
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.wait(tasks, timeout=1)
         await last_look(clients)
     if nemesis:
         log.happened = nemesis.happened
     return made
 
 
-async def _run(works: Sequence[Any], seconds: float, enough: Callable[[], bool]) -> None:
-    """All of them, until the time is over and it is enough, or one fails."""
-    tasks = [asyncio.create_task(work) for work in works]
-    try:
-        while True:
-            done, _ = await asyncio.wait(
-                tasks, timeout=seconds, return_when=asyncio.FIRST_EXCEPTION
-            )
-            for task in done:
-                task.result()
-            if enough():
-                break
-            seconds = 1.0
-    finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+async def _go_on(
+    tasks: Sequence["asyncio.Task[None]"], seconds: float, enough: Callable[[], bool]
+) -> None:
+    """Until the time is over and it is enough, or one of them fails."""
+    while True:
+        done, _ = await asyncio.wait(tasks, timeout=seconds, return_when=asyncio.FIRST_EXCEPTION)
+        for task in done:
+            task.result()
+        if enough():
+            return
+        seconds = 1.0
 
 
 async def last_look(clients: Clients) -> None:

@@ -1,8 +1,10 @@
 """What caches of others are told: who may keep an answer, how long, by which tag and keys."""
 
+import asyncio
 import re
 import time
-from collections.abc import Iterable
+from collections.abc import AsyncIterator, Iterable
+from hashlib import sha256
 from typing import Any
 
 import httpx
@@ -13,11 +15,13 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from modelharbor.cache.entries import Access, Entry
 from modelharbor.cache.tags import added, below, changed, entity, gone
+from modelharbor.db.connection import Database
 from modelharbor.http.caching import (
     ADDRESS_BYTES,
     CODINGS,
     EVERY,
     KEYS_BYTES,
+    UNKEPT,
     AddressTooLong,
     Named,
     Sent,
@@ -37,6 +41,9 @@ from modelharbor.http.caching import (
     vary_of,
 )
 from modelharbor.http.middleware import CompressionMiddleware, RequestMiddleware
+from modelharbor.settings import Settings
+from tests.documents import insert_actor, insert_model
+from tests.http.serving import Server, serving
 
 pytestmark = pytest.mark.anyio
 BODY = b'{"data":{"model":{"name":"' + b"tiny" * 500 + b'"}}}'
@@ -155,6 +162,19 @@ def test_nothing_else_may_be_kept(answer: Sent) -> None:
     assert headers["cache-control"] == "private, no-store"
     assert not {"etag", "surrogate-key"} & headers.keys()
     assert answer[2] == BODY
+
+
+def test_a_body_that_tells_more_is_not_what_was_kept() -> None:
+    entry, body = kept(), BODY.replace(b"}}}", b'}},"extensions":{}}')
+    asked, form = Named.of(NOBODY), form_of(entry, with_keys=True)
+    found = sent(200, MEDIA, body, VARY, named=asked, entry=entry, form=form)
+    assert named(found) == {
+        "cache-control": "private, no-store",
+        "content-length": str(len(body)),
+        "content-type": MEDIA.decode(),
+        "etag": f'"{digest_of(body)}"',
+        "vary": VARY.decode(),
+    }
 
 
 def test_an_answer_that_is_not_kept_here_is_kept_nowhere_and_yet_told_by_its_tag() -> None:
@@ -421,3 +441,75 @@ async def ask(app: ASGIApp, headers: dict[bytes, bytes]) -> tuple[int, dict[str,
     await app(scope, receive, send)
     body = b"".join(message.get("body", b"") for message in sent[1:])
     return sent[0]["status"], named((0, sent[0]["headers"], b"")), body
+
+
+LIST = "query List{models(first:10){nodes{fullName summary}}}"
+
+
+@pytest.fixture
+async def keeping(settings: Settings, database: Database) -> AsyncIterator[tuple[Server, str]]:
+    """The whole server with one public model, and the address of a query that it knows by its hash."""
+    ada = await insert_actor("ada")
+    await insert_model(ada, "open", summary="words " * 200)
+    changes = {
+        "response_cache": True,
+        "surrogate_keys": True,
+        "cache_timeout_seconds": 30.0,  # on a machine with much to do
+        "allowed_origins": ["https://app.example"],
+    }
+    async with serving(settings.model_copy(update=changes), None) as server:
+        digest = sha256(LIST.encode()).hexdigest()
+        extensions = {"persistedQuery": {"version": 1, "sha256Hash": digest}}
+        await server.ask(LIST, extensions=extensions)
+        address = f"/graphql?documentId=sha256:{digest}"
+        async with asyncio.timeout(30):
+            while (await server.client.get(address)).headers["cache-control"] == UNKEPT[1].decode():
+                await asyncio.sleep(0.01)
+        yield server, address
+
+
+GET_VARY = "Authorization, Accept, Accept-Encoding, Origin"
+
+
+@pytest.mark.parametrize("coding", ["identity", *CODINGS])
+async def test_a_get_by_hash_is_for_caches(keeping: tuple[Server, str], coding: str) -> None:
+    server, address = keeping
+    for origin in ({}, {"origin": "https://app.example"}):
+        asked = {"accept-encoding": coding, **origin}
+        first = await server.client.get(address, headers=asked)
+        assert first.json()["data"]["models"]["nodes"][0]["fullName"] == "ada/open"
+        assert re.fullmatch(r"public, max-age=(30|[12]\d)", first.headers["cache-control"])
+        assert first.headers.get_list("vary") == [GET_VARY]
+        assert first.headers["surrogate-key"].startswith(f"{EVERY} ")
+        assert not {"ratelimit", "ratelimit-policy", "x-cache"} & first.headers.keys()
+        assert first.headers.get("content-encoding", "identity") == coding
+        again = await server.client.get(
+            address, headers={**asked, "if-none-match": first.headers["etag"]}
+        )
+        assert (again.status_code, again.content) == (304, b"")
+        assert again.headers["etag"] == first.headers["etag"]
+        assert again.headers.get_list("vary") == [GET_VARY]
+
+
+async def test_nothing_else_is_for_caches(keeping: tuple[Server, str]) -> None:
+    server, address = keeping
+    get, unknown = server.client.get, f"/graphql?documentId=sha256:{'0' * 64}"
+    for answer, status in (
+        (await server.ask(LIST), 200),
+        (await get("/graphql", params={"query": LIST}), 200),
+        (await get(address, headers={"cookie": "a=b"}), 200),
+        (await get(address, headers={"x-modelharbor-cost": "1"}), 200),
+        (await get(address, headers={"authorization": "Bearer mh_x"}), 401),
+        (await get(unknown), 200),
+        (await get("/graphql?documentId=sha256:x"), 400),
+        (await get(f"/graphql?documentId={'x' * 40_000}"), 414),
+        (await get(address, headers={"accept": "text/csv"}), 406),
+        (await get("/graphql", params={"query": "mutation{a}"}), 200),
+    ):
+        assert (answer.status_code, answer.headers["cache-control"]) == (
+            status,
+            "private, no-store",
+        )
+        assert "surrogate-key" not in answer.headers
+        if answer.request.method == "GET":
+            assert answer.headers.get_list("vary") == [GET_VARY]

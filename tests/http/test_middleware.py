@@ -5,12 +5,14 @@ import logging
 import random
 from collections.abc import Awaitable, Callable
 
+import httpx
 import orjson
 import pytest
 from starlette.responses import Response
-from starlette.types import ASGIApp, Message, Scope
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from modelharbor.http.middleware import (
+    KEPT,
     PIECE_BYTES,
     CompressionMiddleware,
     HostMiddleware,
@@ -192,6 +194,63 @@ async def test_others_have_their_turn_while_a_large_answer_is_compressed(encodin
     assert [message.get("more_body", False) for message in sent[1:]][-1] is False
 
 
+@pytest.mark.parametrize("size", [2_000, 200_000])
+@pytest.mark.parametrize("coding", ["gzip", "br", "zstd"])
+async def test_an_answer_that_is_sent_again_is_compressed_once(coding: str, size: int) -> None:
+    bodies = {"first": LARGE[:size].hex().encode(), "second": LARGE[-size:].hex().encode()}
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        name = scope["path"]
+        scope[KEPT] = name
+        media = "application/json"
+        await Response(bodies[name], 200, {"etag": f'"{name}"'}, media)(scope, receive, send)
+
+    middleware = CompressionMiddleware(app)
+    headers = [(b"accept-encoding", b"identity;q=0.5, " + coding.encode())]
+    answers: dict[str, list[bytes]] = {}
+    for name in ("first", "second", "first", "second"):
+        begun, *rest = await run(middleware, headers=headers, path=name)
+        told = {key.decode(): value.decode() for key, value in begun["headers"]}
+        body = b"".join(message["body"] for message in rest)
+        assert httpx.Response(200, headers=told, content=body).content == bodies[name]
+        assert told["etag"] == f'"{name}-{coding}"'
+        assert (told["content-encoding"], told["vary"]) == (coding, "Accept-Encoding")
+        assert told.get("content-length", str(len(body))) == str(len(body))
+        answers.setdefault(name, []).append(body)
+    assert len(middleware.kept) == 2
+    assert all(first == again for first, again in answers.values())
+    # It is the form that was kept which is sent.
+    middleware.kept.put(("first", coding), b"as it was", 9)
+    (begun, sent) = await run(middleware, headers=headers, path="first")
+    assert (sent["body"], dict(begun["headers"])[b"content-length"]) == (b"as it was", b"9")
+    (plain, *_) = await run(middleware, headers=[(b"accept-encoding", b"identity")], path="first")
+    assert b"content-encoding" not in dict(plain["headers"])
+
+
+async def test_nothing_is_kept_of_what_is_not_compressed() -> None:
+    """Small, of no status or kind that is, or nothing that its maker would send again."""
+
+    def answering_with(response: Response, digest: str | None) -> ASGIApp:
+        async def app(scope: Scope, receive: Receive, send: Send) -> None:
+            if digest is not None:
+                scope[KEPT] = digest
+            await response(scope, receive, send)
+
+        return app
+
+    media = "application/json"
+    for response, digest in (
+        (Response(b"small", media_type=media), "a"),
+        (Response(b"", 304), "a"),
+        (Response(LARGE[:2000], media_type="application/octet-stream"), "a"),
+        (Response(LARGE[:2000].hex(), media_type=media), None),
+    ):
+        middleware = CompressionMiddleware(answering_with(response, digest))
+        sent = await run(middleware, headers=[(b"accept-encoding", b"gzip")])
+        assert sent[0]["status"] == response.status_code
+        assert len(middleware.kept) == 0
+
+
 async def answering(scope: Scope, receive: object, send: object) -> None:
     raise AssertionError("The request went through.")
 
@@ -200,6 +259,7 @@ async def run(
     app: ASGIApp,
     type: str = "http",
     headers: list[tuple[bytes, bytes]] | None = None,
+    path: str = "/",
 ) -> list[Message]:
     """What an ASGI application sends for one request."""
     sent: list[Message] = []
@@ -210,6 +270,6 @@ async def run(
     async def send(message: Message) -> None:
         sent.append(dict(message))
 
-    scope = {"type": type, "method": "GET", "path": "/", "headers": headers or []}
+    scope = {"type": type, "method": "GET", "path": path, "headers": headers or []}
     await app(scope, receive, send)
     return sent

@@ -485,6 +485,7 @@ def test_every_loader_says_with_whom_it_shares() -> None:
     ours = {each for each in below(Loader) if each.__module__.startswith("modelharbor.")}
     alone = {each.__name__ for each in ours if each.sharing is Sharing.NEVER}
     assert alone == {
+        "CacheStatsLoader",
         "DownloadLinkLoader",
         "FilesByContentsLoader",
         "HoldersByContentsLoader",
@@ -497,6 +498,7 @@ def test_every_loader_says_with_whom_it_shares() -> None:
         "OrganizationsByUserLoader",
         "OthersByContentsLoader",
         "PageLoader",
+        "RateLimitLoader",
         "RowByIdLoader",
         "StorageByLoginLoader",
         "StorageByOwnerLoader",

@@ -1,6 +1,7 @@
 """What answers say they were made of: whatever changes one of them is told by one of its tags."""
 
 import logging
+import re
 import time
 from collections import Counter
 from copy import deepcopy
@@ -13,13 +14,17 @@ import pytest
 
 from modelharbor.auth.viewer import Viewer
 from modelharbor.cache.entries import Access
+from modelharbor.db.cache import FOLLOWED
 from modelharbor.db.connection import Database
 from modelharbor.db.models import Visibility
 from modelharbor.errors import HarborError
 from modelharbor.execution.documents import InvalidDocument
 from modelharbor.execution.plan import Plan
-from modelharbor.execution.reading import Read
+from modelharbor.execution.reading import Read, Run
+from modelharbor.loaders.base import Loader
+from modelharbor.loaders.pages import OfTotalsLoader, PageLoader
 from modelharbor.loaders.rights import Rights, narrowed
+from modelharbor.loaders.rows import RowByIdLoader
 from modelharbor.schema import core, schema
 from tests.asking import Asker
 from tests.documents import insert_actor, insert_model, insert_version
@@ -187,7 +192,7 @@ async def prove(
                         continue
                     if body != kept.body:
                         tally.changed += 1
-                        assert is_told, f"{done}\n{kept}\n{kept.body!r}\n{body!r}\n{sorted(told)}\n{sorted(kept.read.tags)}"  # fmt: skip
+                        assert is_told, f"not told: {done}\n{kept}\n{kept.body!r}\n{body!r}\n{sorted(told)}\n{sorted(kept.read.tags)}"  # fmt: skip
                     else:
                         tally.same += 1
                         if is_told:
@@ -250,6 +255,40 @@ async def test_who_would_share_an_answer_would_get_the_same(
                 )
                 assert not shared or body == others, (str(kept), name, other)
     assert min(seen[access] for access in Access) >= 10
+
+
+KINDS: Final = {
+    "documents": r"^\w+/",
+    "parents": r"\?",
+    "names of any document": r"\.\w+$",
+    "names within a value": r"\.[\w.]+@",
+    "new documents": r"\+@",
+    "documents that are gone": r"-$",
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+async def test_a_tag_that_is_left_out_is_missed(
+    ask: Asker,
+    database: Database,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    kind: str,
+) -> None:
+    """No kind of tag is there for nothing, and the writes are of all kinds."""
+    caplog.set_level(logging.CRITICAL, "modelharbor.execution.failures")
+    left_out, whole = re.compile(KINDS[kind]), Run.what_was_read
+
+    def without(self: Run, position: int) -> Read | None:
+        read = whole(self, position)
+        if read is None:
+            return None
+        return replace(read, tags=frozenset(t for t in read.tags if not left_out.search(t)))
+
+    monkeypatch.setattr(Run, "what_was_read", without)
+    cases = [Kept(document, variables, "owner") for document, variables in DOCUMENTED]
+    with pytest.raises(AssertionError, match=r"^not told"):
+        await prove(ask, database, cases, 150, 2, f"{SEED}/{kind}")
 
 
 PUBLIC_PAGE: Final = (
@@ -342,3 +381,45 @@ async def test_a_place_in_time_is_that_of_before_the_first_read(
     assert answer.read is not None
     assert answer.read.position == 7
     assert answer.read.access is Access.RIGHTS
+
+
+def test_only_what_was_thought_about_tells_what_it_read() -> None:
+    """Each of these has its part in the operations above."""
+
+    def below(kind: type[Any]) -> set[type[Any]]:
+        kinds: list[type[Any]] = kind.__subclasses__()
+        return {kind}.union(*[below(each) for each in kinds])
+
+    ours = {each for each in below(Loader) if each.__module__.startswith("modelharbor.")}
+    bases = {Loader, RowByIdLoader, PageLoader, OfTotalsLoader}
+    telling = {
+        each
+        for each in ours - bases
+        if "tags" in vars(each) or issubclass(each, OfTotalsLoader) or vars(each).get("is_told")
+    }
+    told = {each.__name__ for each in telling}
+    assert told == {
+        "ActorByIdLoader",
+        "AliasesByVersionLoader",
+        "CardByModelLoader",
+        "EstimateLoader",
+        "FacetsLoader",
+        "FileByIdLoader",
+        "FileByPathLoader",
+        "FilesByVersionLoader",
+        "MembersByOrganizationLoader",
+        "ModelByIdLoader",
+        "ModelByNameLoader",
+        "ModelPageLoader",
+        "OrganizationsByUserLoader",
+        "ScanByContentsLoader",
+        "SearchLoader",
+        "TotalLoader",
+        "VersionByIdLoader",
+        "VersionByModelLoader",
+        "VersionByReferenceLoader",
+        "VersionsByModelLoader",
+        "_InspectedLoader",
+    }
+    read = {getattr(each, "collection", "models") for each in telling}
+    assert read <= set(FOLLOWED)

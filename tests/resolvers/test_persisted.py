@@ -161,7 +161,7 @@ async def test_a_manifest_as_large_as_one_may_be(database: Database) -> None:
 
 @pytest.mark.parametrize("client", ["", "a\nb", "a" * 201])
 async def test_a_client_has_a_name(database: Database, client: str) -> None:
-    async with refused(database, ErrorCode.BAD_INPUT):
+    async with refused(database, ErrorCode.BAD_INPUT, "client"):
         await publish(database, client, [publication("a")], {})
 
 

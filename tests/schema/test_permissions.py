@@ -177,8 +177,9 @@ HIDDEN: dict[str, Any] = {
 }
 SUBSCRIPTIONS = {"jobProgress", "jobs", "uploadProgress", "modelEvents", "modelsChanged"}
 """Who is told what: tested in tests/streams."""
-OPEN = {"viewer", "health", "storage", "rateLimit"}
-"""Of oneself, and of the server; what is stored for others is tested in test_uploads.py."""
+OPEN = {"viewer", "health", "storage", "rateLimit", "cacheStats"}
+"""Of oneself, and of the server; what is stored for others is tested in test_uploads.py, what is for
+operators in test_cache.py."""
 
 
 async def world(database: Database) -> World:
