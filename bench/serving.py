@@ -157,10 +157,14 @@ async def run_server(
         await server.__aexit__(None, None, None)
 
 
+COMPUTED: Final = {"MODELHARBOR_RESPONSE_CACHE": "false", "MODELHARBOR_BUDGET_ANONYMOUS": "0"}
+"""What is measured is how answers are made, by one address that asks more than one may."""
+
+
 @asynccontextmanager
 async def serving(folder: Path, models: int) -> AsyncIterator[Serving]:
-    """Our own server with its engines and models."""
-    async with filled(folder, models) as data, our_server(data) as served:
+    """Our own server with its engines and models; it makes each answer anew."""
+    async with filled(folder, models) as data, our_server(data, variables=COMPUTED) as served:
         yield served
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
+from bench.serving import COMPUTED
 from modelharbor.dev.engines import EngineError
 
 NODE_FOLDER: Final = Path(__file__).parent / "node"
@@ -72,18 +73,18 @@ def _mlflow(folder: Path, port: int) -> list[str]:
 
 PRODUCTION: Final = {"NODE_ENV": "production"}
 SERVERS: Final = (
-    Server(OURS, "modelharbor", _module("harbor")),
+    Server(OURS, "modelharbor", _module("harbor"), COMPUTED),
     Server(
         UNCOALESCED,
         "modelharbor, without coalescing",
         _module("harbor"),
-        {"MODELHARBOR_COALESCING": "false"},
+        COMPUTED | {"MODELHARBOR_COALESCING": "false"},
     ),
     Server(
         UNCOMPILED,
         "modelharbor, without compiled plans",
         _module("harbor"),
-        {"MODELHARBOR_COMPILED_PLANS": "false"},
+        COMPUTED | {"MODELHARBOR_COMPILED_PLANS": "false"},
     ),
     Server(HANDWRITTEN, "Handwritten, no GraphQL", _module("handwritten")),
     Server("apollo", "Apollo Server", _script("apollo"), PRODUCTION),
