@@ -62,7 +62,6 @@ MOST_BUDGET: Final = str(10**9)
 WARM_SECONDS: Final = 10.0
 WARM: Final = "warm"
 MEASURED: Final = "all is well"
-SIGNED_IN: Final = 2  # every second user
 
 
 def main() -> int:
@@ -87,7 +86,10 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--models", type=int, default=10_000, help="demo models (10000)")
     parser.add_argument("--seconds", type=int, default=2, help="length of a measurement (2)")
     parser.add_argument("--rounds", type=int, default=3, help="measurements of each line (3)")
-    parser.add_argument("--users", type=int, default=200, help="(200)")
+    parser.add_argument("--users", type=int, default=200, help="of the mix (200)")
+    parser.add_argument(
+        "--anonymous", type=int, default=0, help="of the users, so many read without a token (0)"
+    )
     parser.add_argument(
         "--rate", type=float, default=1000.0, help="things that all users begin, a second (1000)"
     )
@@ -230,7 +232,7 @@ async def _mix(
                 people,
                 phases,
                 rate=arguments.rate,
-                signed_in=arguments.users // SIGNED_IN,
+                signed_in=arguments.users - arguments.anonymous,
                 acts=acts,
             )
     told += ["**The mix, and Redis killed and hung in the middle of it**", mix_table(mixes)]
@@ -283,7 +285,10 @@ async def _peers(
                 found[name].append(mixes[-1])
     titles = {OURS: "modelharbor"} | PEERS
     compared = [Compared(name, titles[name], tuple(mixes)) for name, mixes in found.items()]
-    told += ["**The mix, as fast as 200 users can, beside others**", peers_table(compared)]
+    told += [
+        f"**The mix, as fast as {arguments.users} users can, beside others**",
+        peers_table(compared),
+    ]
     goals += peer_goals(compared, OURS)
 
 

@@ -113,10 +113,11 @@ class Persisted:
         settings: Settings,
         published: Published,
         usage: UsageCounter,
+        counts: Counter[str],
     ) -> None:
         self.documents, self.published = documents, published
         self.settings = settings
-        self.counts: Counter[str] = Counter()
+        self.counts = counts
         """Operations that ran by `text`, `hash` or `id`; and those that were not known by their name
         (`missed`), were none of the published ones (`required`), or not what Redis had (`poisoned`)."""
         self._database, self._cache, self._usage = database, cache, usage
@@ -288,12 +289,22 @@ async def open_persisted(
     documents: DocumentStore,
     settings: Settings,
     freshness: Changes | None,
+    counts: Counter[str] | None = None,
 ) -> AsyncIterator[Persisted]:
+    """`freshness`: who tells of changes. `counts`: see `Persisted.counts`."""
     async with (
         counting_usage(database) as usage,
         following_published(database, freshness) as published,
     ):
-        persisted = Persisted(database, cache, documents, settings, published, usage)
+        persisted = Persisted(
+            database,
+            cache,
+            documents,
+            settings,
+            published,
+            usage,
+            Counter() if counts is None else counts,
+        )
         task = asyncio.get_running_loop().create_task(persisted.renewing(), context=Context())
         try:
             yield persisted

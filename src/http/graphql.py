@@ -12,6 +12,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
+from modelharbor.cache.answers import Layer
 from modelharbor.cache.budgets import BudgetSpent
 from modelharbor.cache.entries import Entry
 from modelharbor.errors import (
@@ -29,9 +30,10 @@ from modelharbor.settings import Settings
 
 from .answers import JSON, OPERATION, error_response, json_response, with_request_id
 from .budgets import headers as budget_headers
-from .caching import Form, Named, Sent, check_address, form_of, sent, vary_of
+from .caching import UNKEPT, Form, Named, Sent, check_address, form_of, sent, vary_of
 from .events import EVENTS, EventStream
 from .incoming import Incoming, short_texts
+from .middleware import KEPT
 from .operations import Executed, Operations, Prepared
 from .parameters import (
     Parameters,
@@ -132,8 +134,10 @@ class GraphQLEndpoint:
         named, form, entry = None, None, executed.entry
         if request.method == "GET" and prepared.resolved.by != "text":
             named = Named.of(request.headers)
-            if entry is not None:
-                form = self.form(entry)
+        if entry is not None and (named is not None or b"accept-encoding" in request.headers):
+            form = self.form(entry)
+            if executed.layer is not Layer.MISS:
+                request.scope[KEPT] = (form.digest, entry.body)  # compressed once
         status, headers, body = sent(
             _request_error_status(media) if executed.is_refused else 200,
             media.encode(),
@@ -145,7 +149,8 @@ class GraphQLEndpoint:
             has_errors=bool(executed.problems),
             layer=executed.layer.value.upper().encode() if self.settings.debug else None,
         )
-        headers += budget_headers(executed.charge)
+        if UNKEPT in headers:  # what others may keep does not tell who paid
+            headers += budget_headers(executed.charge)
         return status, headers, body
 
     def form(self, entry: Entry) -> Form:

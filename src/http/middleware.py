@@ -33,7 +33,7 @@ log = logging.getLogger(__name__)
 PIECE_BYTES = 64 * 1024
 COMPRESSED_BYTES: Final = 16 * 1024 * 1024  # of answers that are kept, as they were compressed
 KEPT: Final = "modelharbor.kept"
-"""In the ASGI scope: by what an answer is known that will be sent again, to the last byte."""
+"""In the ASGI scope: a digest and the body of an answer that will be sent again."""
 CODING: Final = (
     "modelharbor.coding"  # likewise: the content coding that the client gets, None: none
 )
@@ -181,7 +181,7 @@ class CompressionMiddleware:
                 pieces.append(message["body"])
                 if not message.get("more_body", False):
                     body = b"".join(pieces)
-                    self.kept.put((scope[KEPT], coding), body, len(body))
+                    self.kept.put((scope[KEPT][0], coding), body, len(body))
             await send(message)
 
         await self.compressing(scope, receive, send_marked)
@@ -189,31 +189,37 @@ class CompressionMiddleware:
 
 class _Kept:
     """Sends an answer that was sent before as it was compressed then: that takes longer than all else
-    about it. Which one it is its maker says (KEPT), who sends it in one message."""
+    about it. Which one it is its maker says (KEPT)."""
 
     def __init__(self, app: ASGIApp, kept: KeptForms) -> None:
         self.app, self.kept = app, kept
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        coding = scope[CODING]
-        form: bytes | None = None
+        begun: Message | None = None
 
         async def send_kept(message: Message) -> None:
-            nonlocal form
-            if message["type"] == "http.response.start":
-                digest = scope.get(KEPT)
-                if digest is not None and coding is not None and message["status"] == 200:
-                    form = self.kept.get((digest, coding))
-                if form is not None:
-                    scope[KEPT] = None  # nothing is compressed that could be kept
-                    headers = [each for each in message["headers"] if each[0] != b"content-length"]
-                    headers.append((b"content-encoding", coding.encode()))
-                    headers.append((b"content-length", b"%d" % len(form)))
+            nonlocal begun
+            known: tuple[str, bytes] | None = scope.get(KEPT)
+            if known is None:
+                await send(message)
+            elif message["type"] == "http.response.start":
+                begun = message
+            elif begun is None:
+                await send(message)
+            else:
+                start, begun = begun, None
+                digest, whole = known
+                if start["status"] != 200 or message["body"] != whole:
+                    scope[KEPT] = None  # it is another one after all
+                elif found := self.kept.get((digest, scope[CODING])):
+                    scope[KEPT] = None  # it need not be kept again
+                    headers = [each for each in start["headers"] if each[0] != b"content-length"]
+                    headers.append((b"content-encoding", scope[CODING].encode()))
+                    headers.append((b"content-length", b"%d" % len(found)))
                     headers.append((b"vary", b"Accept-Encoding"))
-                    message = {**message, "headers": headers}
-            elif form is not None:
-                message = {**message, "body": form}
-            await send(message)
+                    start, message = {**start, "headers": headers}, {**message, "body": found}
+                await send(start)
+                await send(message)
 
         await self.app(scope, receive, send_kept)
 

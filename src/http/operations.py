@@ -32,6 +32,7 @@ from modelharbor.execution.plan import Plan
 from modelharbor.execution.policy import Policy
 from modelharbor.execution.subscribing import Asked
 from modelharbor.loaders.budgets import Spending
+from modelharbor.loaders.rights import narrowed
 from modelharbor.observability.commands import CommandCount, counted
 from modelharbor.observability.metrics import Metrics
 from modelharbor.settings import Settings
@@ -248,9 +249,10 @@ class Operations:
         answers, key, name = state["answers"], prepared.key, viewer.identity
         entry, layer = answers.peek(key, rights, name), Layer.L1
         if entry is None:
+            seen = narrowed(viewer, rights)
 
             async def make() -> Made:
-                executed = await self._run(request, prepared, viewer, True, charge, policy)
+                executed = await self._run(request, prepared, seen, True, charge, policy)
                 return Made(executed, executed.entry)
 
             served = await answers.answer(key, rights, name, policy.is_private, make)

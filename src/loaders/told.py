@@ -6,6 +6,7 @@ list has (its task, its owner, …) where the filter asks for one, else by who m
 """
 
 from collections.abc import Iterable, Iterator
+from functools import partial
 from typing import Any, Final
 
 from modelharbor.cache.tags import (
@@ -70,18 +71,26 @@ def of_list(collection: str, query: Row, *names: str) -> list[Tag] | None:
     if not _read(collection, query, read):
         return None
     read.discard("_id")  # which never changes
-    inside = _within(query) if collection == "models" else None
-    if inside is None:
-        return [
-            gone(collection),
-            added(collection, ANY),
-            *(changed(collection, each) for each in read),
-        ]
-    name, values = inside
-    read.discard(name)
+    asked = _asked(query) if collection == "models" else {}
+    name = next((each for each in _BY_CHOICE if each in asked), None)
+    principals = asked.get("principals")
+    if name is None:
+        if principals is None:
+            return [
+                gone(collection),
+                added(collection, ANY),
+                *(changed(collection, each) for each in read),
+            ]
+        name, principals = "principals", None
+    values = asked[name]
+    read -= {name, "principals"}
     return [
         gone(collection),
-        changed(collection, name),  # it may come from another value, or go to one
+        # It may come from another value, or go to one: then it is still among those that the viewer
+        # sees, or this is what was changed.
+        changed(collection, "principals"),
+        *(changed(collection, name, each) for each in principals or ()),
+        *(() if principals else (changed(collection, name),)),
         *(added(collection, value) for value in values),
         *(changed(collection, each, value) for each in read for value in values),
     ]
@@ -102,22 +111,21 @@ def _read(collection: str, query: Row, names: set[str]) -> bool:
     return True
 
 
-def _within(query: Row) -> tuple[str, list[str]] | None:
-    """A name with one or a few values, of which every document that matches has one."""
-    asked: dict[str, list[Any]] = {}
-    for name, value in _conjuncts(query):
-        values = _values(value)
-        if values and (name == "principals" or name in WITHIN):
-            known = asked.get(name)
-            if known is None or len(values) < len(known):
-                asked[name] = values
-    for name in _BY_CHOICE:
-        if name in asked and len(asked[name]) <= MOST_VALUES:
-            return name, [of_value(name, value) for value in asked[name]]
-    principals = asked.get("principals")
-    if principals and len(principals) <= MOST_PRINCIPALS:
-        return "principals", [of_principal(value) for value in principals]
-    return None
+def _asked(query: Row) -> dict[str, list[str]]:
+    """By name the few values of which every document that matches has one."""
+    found: dict[str, list[str]] = {}
+    for name, condition in _conjuncts(query):
+        if name == "principals":
+            most, of = MOST_PRINCIPALS, of_principal
+        elif name in WITHIN:
+            most, of = MOST_VALUES, partial(of_value, name)
+        else:
+            continue
+        values = _values(condition)
+        known = found.get(name)
+        if 0 < len(values) <= most and (known is None or len(values) < len(known)):
+            found[name] = [of(value) for value in values]
+    return found
 
 
 def _conjuncts(query: Row) -> Iterator[tuple[str, Any]]:

@@ -58,6 +58,7 @@ def filled(engines: Engines, tmp_path_factory: pytest.TempPathFactory) -> Iterat
         mongo_database=f"test_bench_{uuid4().hex[:8]}",
         redis_url=engines.redis_url,
         data_path=tmp_path_factory.mktemp("bench"),
+        response_cache=False,  # as it is measured
     )
 
     async def drop() -> None:

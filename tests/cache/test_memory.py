@@ -163,6 +163,22 @@ def test_a_value_is_replaced_where_it_is() -> None:
     assert (memory.get(b"key"), len(memory), memory.size) == ("new", 1, size + 20)
 
 
+def test_values_that_grow_where_they_are_push_out_those_that_are_least_used() -> None:
+    memory: Memory[int] = Memory(CAPACITY)
+    number = 0
+    while memory.size < CAPACITY - 10 * SIZE:
+        memory.put(name(number), 1, SIZE)
+        number += 1
+    grown = [name(each) for each in range(20)]
+    for key in grown:
+        memory.get(key)
+    for key in grown:
+        assert memory.put(key, 2, 10 * SIZE)
+        assert memory.size <= CAPACITY
+    assert [memory.get(key) for key in grown] == [2] * 20
+    assert len(memory) < number
+
+
 @pytest.mark.parametrize("number", [1_000, 5_470, 10_930, 21_860])
 def test_an_entry_takes_no_more_beside_its_value_than_is_counted(number: int) -> None:
     """Some of these numbers are those at which Python has just made its tables larger."""

@@ -1,6 +1,7 @@
 """Documents by name: from the process, from Redis and from MongoDB, and what is trusted of it."""
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
@@ -244,8 +245,8 @@ async def test_use_renews_the_time_but_not_each_use(
         await resolve(persisted, apollo(digest(HELLO)))
         await persisted.renew()
         assert await cache.redis.ttl(key) <= 100
-        now = subject.time.monotonic() + 6 * 3600
-        monkeypatch.setattr(subject.time, "monotonic", lambda: now)
+        now = time.monotonic() + 6 * 3600
+        monkeypatch.setattr(time, "monotonic", lambda: now)
         await resolve(persisted, apollo(digest(HELLO)))
         await persisted.renew()
         assert 86_000 < await cache.redis.ttl(key) <= 86_400
@@ -534,8 +535,8 @@ async def test_a_look_reads_no_more_than_has_changed(database: Database) -> None
         published.note("persisted_documents", ObjectId(f"{number:024x}"))
     captured = await looked()
     assert captured.names == ["find log", "find persisted_documents"]
-    stages = [each.get("stage") for each in await explained(database, captured.commands[1][1])]
-    assert "COLLSCAN" not in stages
+    scans = [each.get("stage") for each in await explained(database, captured.commands[1][1])]
+    assert "COLLSCAN" not in scans
     assert len(published) == 301
 
 

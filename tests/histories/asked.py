@@ -154,8 +154,8 @@ class Asking:
         self, told: Told, listed: dict[str, Any], wanted: Wanted | None, name: str
     ) -> None:
         there = {node["name"] for node in listed["nodes"]}
-        models = self.world.models.values()
-        every = {model.key: self.world.listed(model, self.login, wanted) for model in models}
+        begun = self.world.begun()
+        every = {model.key: self.world.listed(model, self.login, wanted) for model in begun}
         for key, of in every.items():
             right = self.world.visible(self.world.models[key], self.login)
             fact = Fact(f"{name} of {self.login} has {key}", of, key in there, right)
@@ -316,7 +316,7 @@ class Asking:
     def suggested(self, owner: str) -> Question:
         def understand(data: dict[str, Any], told: Told) -> None:
             there = set(data["suggest"])
-            for model in self.world.models.values():
+            for model in self.world.begun():
                 if model.owner == owner:
                     of = self.world.visible(model, self.login, (ACTIVE,))
                     name = f"suggestions of {self.login} have {model.key}"

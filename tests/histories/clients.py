@@ -463,6 +463,7 @@ class Clients:
             assert found is not None
             model.id = found.id
 
+        model.is_begun = True
         async with self.lock(model.register("state")):
             await self.write(
                 values, self.by_api("ada", "createModel", given, made, "model { id }")

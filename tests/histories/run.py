@@ -55,7 +55,8 @@ async def stage(folder: Path, servers: int = 2, **given: Any) -> AsyncIterator[S
                 "data_path": folder / "data",
                 "debug": True,
                 # The machine may be busy with other things: that alone is to close no caches.
-                "cache_timeout_seconds": 0.4,
+                "cache_timeout_seconds": 1.0,
+                "redis_timeout_seconds": 2.0,
                 "environment": "test",
                 **given,
             }

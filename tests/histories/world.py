@@ -51,7 +51,9 @@ class Known:
     owner: str
     owner_id: ObjectId
     id: ObjectId | None = None
-    """None: it is not made yet."""
+    """None: it is not made yet, as far as is known."""
+    is_begun: bool = False
+    """It is being made, or was."""
     versions: dict[int, ObjectId] = field(default_factory=dict)
 
     @property
@@ -161,7 +163,10 @@ class World:
         return models[min(int(self.chance.expovariate(0.45)), len(models) - 1)]
 
     def draw_any(self) -> Known:
-        return self.chance.choice(list(self.models.values()))
+        return self.chance.choice(self.begun())
+
+    def begun(self) -> list[Known]:
+        return [model for model in self.models.values() if model.is_begun]
 
 
 @dataclass(frozen=True)
@@ -236,7 +241,7 @@ async def _make_model(
     row = await insert_model(
         owner, key, visibility=visibility, summary=f"alpha {key}", tags=sorted(tags)
     )
-    model.id = row.id
+    model.id, model.is_begun = row.id, True
     for number in range(1, VERSIONS + 1):
         version = await insert_version(database, row, {"a": 7}, label=f"{key} {number} 0")
         model.versions[number] = version.id

@@ -201,7 +201,7 @@ async def test_an_answer_that_is_sent_again_is_compressed_once(coding: str, size
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         name = scope["path"]
-        scope[KEPT] = name
+        scope[KEPT] = (name, bodies[name])
         media = "application/json"
         await Response(bodies[name], 200, {"etag": f'"{name}"'}, media)(scope, receive, send)
 
@@ -228,27 +228,30 @@ async def test_an_answer_that_is_sent_again_is_compressed_once(coding: str, size
 
 
 async def test_nothing_is_kept_of_what_is_not_compressed() -> None:
-    """Small, of no status or kind that is, or nothing that its maker would send again."""
+    """Small, of no status or kind that is, or not what its maker would send again."""
 
-    def answering_with(response: Response, digest: str | None) -> ASGIApp:
+    def answering_with(response: Response, body: bytes | None) -> ASGIApp:
         async def app(scope: Scope, receive: Receive, send: Send) -> None:
-            if digest is not None:
-                scope[KEPT] = digest
+            if body is not None:
+                scope[KEPT] = ("digest", body)
             await response(scope, receive, send)
 
         return app
 
-    media = "application/json"
-    for response, digest in (
-        (Response(b"small", media_type=media), "a"),
-        (Response(b"", 304), "a"),
-        (Response(LARGE[:2000], media_type="application/octet-stream"), "a"),
-        (Response(LARGE[:2000].hex(), media_type=media), None),
+    media, large = "application/json", LARGE[:2000].hex()
+    for response, body in (
+        (Response(b"small", media_type=media), b"small"),
+        (Response(b"", 304), b""),
+        (Response(large, 400, media_type=media), large.encode()),
+        (Response(large, media_type="application/octet-stream"), large.encode()),
+        (Response(large, media_type=media), None),
+        (Response(large, media_type=media), b"another"),
     ):
-        middleware = CompressionMiddleware(answering_with(response, digest))
+        middleware = CompressionMiddleware(answering_with(response, body))
+        middleware.kept.put(("digest", "br"), b"of another coding", 0)
         sent = await run(middleware, headers=[(b"accept-encoding", b"gzip")])
         assert sent[0]["status"] == response.status_code
-        assert len(middleware.kept) == 0
+        assert len(middleware.kept) == 1
 
 
 async def answering(scope: Scope, receive: object, send: object) -> None:

@@ -516,8 +516,11 @@ async def test_what_is_poisoned_in_redis_is_dropped(
         poisoned = other.sessions.count.poisoned
         viewer = await other.viewer(ann.authorization)
         assert not (viewer.user or {}).get("is_operator")
-        other.sessions._memory.drop(ann.token_id.binary)
         assert other.sessions.count.poisoned == poisoned + 1
+        other.sessions._memory.drop(ann.token_id.binary)
+        async with asyncio.timeout(GUARD_SECONDS):  # what was read lies there again
+            while other.shared._waiting or other.shared._sent:
+                await asyncio.sleep(0.001)
 
 
 async def test_known_is_who_held_it_when_it_was_last_read(
