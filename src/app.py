@@ -104,7 +104,12 @@ def create_app(
                 rights=Rights(database, freshness),
                 persisted=await stack.enter_async_context(
                     open_persisted(
-                        database, cache, graphql.operations.documents, settings, freshness
+                        database,
+                        cache,
+                        graphql.operations.documents,
+                        settings,
+                        freshness,
+                        metrics.documents,
                     )
                 ),
                 storage=storage,
@@ -155,7 +160,7 @@ class Harbor(Starlette):
 
 def _middleware(settings: Settings) -> list[Middleware]:
     """From the outside inwards."""
-    found = [Middleware(RequestMiddleware)]
+    found = [Middleware(RequestMiddleware, merges_vary=bool(settings.allowed_origins))]
     if "*" not in settings.allowed_hosts:
         found.append(Middleware(HostMiddleware, settings.allowed_hosts))
     if settings.allowed_origins:

@@ -10,11 +10,7 @@ from modelharbor.settings import Settings
 from modelharbor.storage.blobs import BlobStore
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from modelharbor.auth.viewer import Viewer
-    from modelharbor.loaders.budgets import Spending
-    from modelharbor.observability.metrics import CacheCount
 
 
 @dataclass(kw_only=True)
@@ -24,10 +20,6 @@ class Context(Reads):
     settings: Settings
     storage: BlobStore
     request_id: str
-    spending: "Spending | None" = None
-    """What the operation is charged; None: nothing, as events of a subscription are not."""
-    caches: "Sequence[CacheCount]" = ()
-    """The layers of this process' caches."""
 
     @property
     def person(self) -> "Viewer":

@@ -5,7 +5,7 @@ import logging
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import cast
+from typing import Final, cast
 
 from redis.asyncio import BlockingConnectionPool, Redis
 from redis.backoff import NoBackoff
@@ -16,6 +16,7 @@ from modelharbor.observability.commands import counted
 from modelharbor.settings import Settings
 
 log = logging.getLogger(__name__)
+MOST_BYTES: Final = 1_048_576  # of a value
 PAUSE_SECONDS = 2.0  # after a failure, how long Redis is left alone: no request waits for it
 
 
@@ -30,11 +31,12 @@ class Cache:
         """What Redis calls it."""
         return f"{self.prefix}:{key}"
 
-    async def get(self, key: str) -> bytes | None:
+    async def get(self, key: str, most: int = MOST_BYTES) -> bytes | None:
+        """`most`: bytes; what is longer, somebody else has put there, is cut off after one more."""
         if time.monotonic() < self._closed_until:
             return None
         try:
-            found = await self.redis.get(self.name(key))
+            found = await self.redis.getrange(self.name(key), 0, most) or None
         except (RedisError, OSError, TimeoutError) as error:
             self._failed(error)
             return None

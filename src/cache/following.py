@@ -149,10 +149,6 @@ class Following:
         while True:
             try:
                 await self._follow()
-            except asyncio.CancelledError:
-                import traceback, asyncio as a
-                traceback.print_exc(); print("CANCELLING", a.current_task().cancelling())
-                raise
             except (PyMongoError, TimeoutError, OSError) as error:
                 self._failures += 1
                 if _is_lost(error) or (

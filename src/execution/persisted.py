@@ -228,7 +228,7 @@ class Persisted:
 
     async def _stored(self, text_sha256: str) -> str | None:
         """A text out of Redis, if it is the right one: others can write there."""
-        stored = await self._cache.get(self.key(text_sha256))
+        stored = await self._cache.get(self.key(text_sha256), self.settings.max_query_bytes)
         if stored is None:
             return None
         is_short = len(stored) <= self.settings.max_query_bytes

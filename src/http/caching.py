@@ -224,6 +224,18 @@ def distinct(vary: bytes) -> bytes:
     return b"*" if b"*" in found else b", ".join(found.values())
 
 
+def uncompressed(headers: Iterable[Header]) -> list[Header]:
+    """As they leave where nothing can be compressed: with one `Vary`."""
+    found, vary = [], b""
+    for header in headers:
+        if header[0] == b"vary":
+            vary += header[1] + b", "
+        else:
+            found.append(header)
+    found.append((b"vary", distinct(vary + b"Accept-Encoding")))
+    return found
+
+
 def compressed(headers: Iterable[Header]) -> list[Header]:
     """As they leave the compression: with one `Vary`, and the tag of what was compressed."""
     found: list[Header] = []

@@ -27,7 +27,7 @@ from .answers import (
     request_id_from,
     with_request_id,
 )
-from .caching import codings, compressed, distinct
+from .caching import codings, compressed, distinct, uncompressed
 
 log = logging.getLogger(__name__)
 PIECE_BYTES = 64 * 1024
@@ -45,11 +45,15 @@ SAFE_HEADERS = (
 )
 
 
+SAFE_NAMES = frozenset(name for name, _ in SAFE_HEADERS)
+
+
 class RequestMiddleware:
     """The outermost: nothing leaves without a request id, and no exception leaves at all."""
 
-    def __init__(self, app: ASGIApp) -> None:
-        self.app = app
+    def __init__(self, app: ASGIApp, merges_vary: bool = False) -> None:
+        """`merges_vary`: what is within may name a header in `Vary` twice, as Starlette's CORS does."""
+        self.app, self.merges_vary = app, merges_vary
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -64,12 +68,17 @@ class RequestMiddleware:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                headers, there = [], set()
-                for name, value in message["headers"]:
-                    there.add(name)
-                    headers.append((name, distinct(value) if name == b"vary" else value))
-                headers.append((b"x-request-id", current.encode()))
-                headers += [header for header in SAFE_HEADERS if header[0] not in there]
+                headers = [*message["headers"], (b"x-request-id", current.encode())]
+                there = {name for name, _ in headers}
+                if there.isdisjoint(SAFE_NAMES):
+                    headers += SAFE_HEADERS
+                else:
+                    headers += [header for header in SAFE_HEADERS if header[0] not in there]
+                if self.merges_vary:
+                    headers = [
+                        (name, distinct(value) if name == b"vary" else value)
+                        for name, value in headers
+                    ]
                 message["headers"] = headers
             await send(message)
 
@@ -158,8 +167,7 @@ class CompressionMiddleware:
 
             async def send_plain(message: Message) -> None:
                 if message["type"] == "http.response.start":
-                    varying = [*message["headers"], (b"vary", b"Accept-Encoding")]
-                    message["headers"] = compressed(varying)
+                    message["headers"] = uncompressed(message["headers"])
                 await send(message)
 
             await self.app(scope, receive, send_plain)

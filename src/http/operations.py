@@ -213,25 +213,32 @@ class Operations:
         One round trip to Redis, together with all who wait, tells what has changed and who may go on.
         A look at what is kept costs 1; the price of the operation is charged when it has to run.
         """
-        state, count = request.state, CommandCount()
-        principal = self.principal(request, viewer)
-        policy = prepared.policy
-        token = counted.set(count)
+        if not self.tells_cost(request):
+            return await self._executed(request, prepared, viewer)
+        token = counted.set(CommandCount())
         try:
-            cost = prepared.price if policy is None else LEAST
-            charge = state["budgets"].charge(*principal, cost)
-            usable = await state["freshness"].ready()
-            if charge.waits and not state["freshness"].is_enabled:
-                await state["freshness"].rounds.next()
-            charge.check()
-            if policy is None or not usable:
-                executed = await self._run(request, prepared, viewer, usable, charge, None)
-            else:
-                if viewer is None:
-                    viewer = await self.viewer(request, usable)
-                executed = await self._kept(request, prepared, policy, viewer, charge)
+            return await self._executed(request, prepared, viewer)
         finally:
             counted.reset(token)
+
+    async def _executed(
+        self, request: Incoming, prepared: Prepared, viewer: Viewer | None
+    ) -> Executed:
+        state, policy = request.state, prepared.policy
+        freshness = state["freshness"]
+        principal = self.principal(request, viewer)
+        cost = prepared.price if policy is None else LEAST
+        charge = state["budgets"].charge(*principal, cost)
+        usable = await freshness.ready()
+        if charge.waits and not freshness.is_enabled:
+            await freshness.rounds.next()
+        charge.check()
+        if policy is None or not usable:
+            executed = await self._run(request, prepared, viewer, usable, charge, None)
+        else:
+            if viewer is None:
+                viewer = await self.viewer(request, usable)
+            executed = await self._kept(request, prepared, policy, viewer, charge)
         state["persisted"].used(prepared.resolved)
         return executed
 

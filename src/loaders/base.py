@@ -18,8 +18,10 @@ from modelharbor.cache.tags import Tag
 from modelharbor.db.base import BaseDocument, Row
 from modelharbor.db.connection import Database
 from modelharbor.errors import Unavailable
+from modelharbor.observability.metrics import CacheCount
 
 if TYPE_CHECKING:
+    from .budgets import Spending
     from .lanes import Lanes
 
 K = TypeVar("K", bound=Hashable)
@@ -61,6 +63,10 @@ class Reads:
     """What each owner's files may come to, where no quota was set; None: no limit."""
     lanes: "Lanes | None" = None
     """Of the process; None: each read goes alone."""
+    spending: "Spending | None" = None
+    """What the operation is charged; None: nothing, as events of a subscription are not."""
+    caches: Sequence[CacheCount] = ()
+    """What each layer of the process' caches did."""
     count: LoadCount = field(default_factory=LoadCount)
     _loaders: dict[Hashable, Any] = field(default_factory=dict)
 

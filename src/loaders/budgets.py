@@ -39,8 +39,7 @@ class RateLimitLoader(Loader[str, Row, bool]):
         return [self.row() for _ in keys]
 
     def row(self) -> Row:
-        # Of the context of an operation, which stands above loaders.
-        spending: Spending | None = getattr(self.reads, "spending", None)
+        spending = self.reads.spending
         if spending is None:
             return {**UNCHARGED, "reset_at": utc_now()}
         charge = spending.charge

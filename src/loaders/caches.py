@@ -1,7 +1,5 @@
 """What the caches of this process did, for operators to read."""
 
-from collections.abc import Sequence
-
 from modelharbor.auth.viewer import Viewer
 from modelharbor.db.base import Row
 from modelharbor.errors import Forbidden
@@ -31,6 +29,4 @@ class CacheStatsLoader(Loader[str, list[Row], None]):
         viewer.person_id()
         if not viewer.operates:
             raise Forbidden("This is for operators, with a token that has the scope OPERATE.")
-        # Of the context of an operation, which stands above loaders.
-        caches: Sequence[CacheCount] = getattr(self.reads, "caches", ())
-        return [[shown(count) for count in caches] for _ in keys]
+        return [[shown(count) for count in self.reads.caches] for _ in keys]

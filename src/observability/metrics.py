@@ -1,5 +1,6 @@
 """Counters of one process, for Prometheus: https://prometheus.io/docs/instrumenting/exposition_formats/"""
 
+import collections
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Final
@@ -80,6 +81,33 @@ class _Caches(Collector):
         yield size
 
 
+NAMES: Final = {
+    "text": "ran by their text",
+    "hash": "ran by hash",
+    "id": "ran by the id of a published one",
+    "missed": "were named and not found",
+    "required": "are none of the published ones, and were refused",
+    "poisoned": "lay in Redis under a name that is not theirs, and were dropped",
+}
+"""How a document was named, or what was wrong with that."""
+
+
+class _Documents(Collector):
+    """How documents were named, read when it is asked for."""
+
+    def __init__(self, counts: "collections.Counter[str]") -> None:
+        self.counts = counts
+
+    def collect(self) -> Iterator[Metric]:
+        told = ", ".join(f"{name}: {what}" for name, what in NAMES.items())
+        made = CounterMetricFamily(
+            "modelharbor_documents", f"Documents of operations. {told}.", labels=["by"]
+        )
+        for name in NAMES:
+            made.add_metric([name], self.counts[name])
+        yield made
+
+
 class Metrics:
     """What `/metrics` shows."""
 
@@ -116,6 +144,8 @@ class Metrics:
         self.shared_answers = CacheCount("l2")
         self.sessions = CacheCount("sessions")
         self.registry.register(_Caches(self.caches))
+        self.documents: collections.Counter[str] = collections.Counter()
+        self.registry.register(_Documents(self.documents))
 
     @property
     def caches(self) -> list[CacheCount]:

@@ -183,7 +183,7 @@ class Sessions:
         return known
 
     def _hold(self, token_id: ObjectId, known: _Known, entry: Entry) -> None:
-        """In memory; `entry` was just found to be current."""
+        """In memory."""
         size = SESSION_BYTES + ROW_FACTOR * len(entry.body)
         self._memory.put(token_id.binary, known, size)
 
@@ -253,10 +253,16 @@ class Sessions:
     def _keep(self, row: Row, position: int) -> _Known | None:
         entry = _entry_of(row, bson.encode(row), position)
         known = self._understood(row, entry)
-        if known is not None and self._freshness.is_current(position, entry.tags):
+        if known is None:
+            return None
+        if self._freshness.is_current(position, entry.tags):
             self._hold(row["_id"], known, entry)
             if self._shared is not None:
                 self._shared.put(self._name(self._shared, row["_id"]), entry)
+        elif self._memory.get(row["_id"].binary) is None:
+            # For `known` alone: it is judged before it is used, and will not be found current.
+            known.version = -1
+            self._hold(row["_id"], known, entry)
         return known
 
 

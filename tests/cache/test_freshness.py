@@ -38,6 +38,18 @@ from .processes import Process, Register, process, processes, until
 pytestmark = pytest.mark.anyio
 
 
+@pytest.fixture
+def settings(settings: Settings) -> Settings:
+    """Redis has long enough on a busy machine, where a test is not about that."""
+    return settings.model_copy(update={"response_cache": True, "cache_timeout_seconds": 2.0})
+
+
+@pytest.fixture(autouse=True)
+def patience(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As long as a busy machine takes for what comes within milliseconds."""
+    monkeypatch.setattr(module, "REACH_SECONDS", 10.0)
+
+
 @dataclass
 class OwnRedis:
     """A redis-server that a test may do anything to."""
@@ -231,6 +243,7 @@ async def test_a_request_that_must_know_of_changes_waits_for_them(
         assert await waiting
         await other.check(register)
         stopped.clear()
+        monkeypatch.setattr(module, "REACH_SECONDS", 0.05)
         await one.write(register)
         assert not await other.freshness.ready()
         assert other.freshness.stats.late == 1
@@ -359,10 +372,15 @@ async def test_lost_history_forgets_everything(
         async with await database.data["versions"].watch() as stream:
             await one.write(register)
             token = (await anext(stream))["_id"]["_data"]
-        # A number within the second that no commit has.
-        following._token = {"_data": f"{token[:10]}7fffffff{token[18:]}"}
-        await database.data.command("killCursors", NOWHERE, cursors=[following.cursor])
-        await until(lambda: one.freshness.stats.forgotten > 1)
+        # A number within a second that no commit has.
+        missing = {"_data": f"82{int(token[2:10], 16) - 1:08x}7fffffff{token[18:]}"}
+
+        async def is_lost() -> bool:
+            following._token = missing
+            await database.data.command("killCursors", NOWHERE, cursors=[following.cursor])
+            return one.freshness.stats.forgotten > 1
+
+        await until(is_lost)
         await one.usable()
         assert one.freshness.position > position
         assert not one.freshness.is_current(position - (61 << 32), ["models/other"])
@@ -488,10 +506,11 @@ async def test_a_number_that_went_back_is_not_believed(
 
 
 async def test_a_number_of_the_far_future_is_made_good(
-    with_own: Settings, own_redis: OwnRedis, register: Register
+    with_own: Settings, own_redis: OwnRedis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with process(with_own) as one:
         await one.usable()
+        monkeypatch.setattr(module, "REACH_SECONDS", 0.05)
         await own_redis.ask("SET", key_of(one), "f" * 16)
         assert not await one.freshness.ready()
         await one.usable()
@@ -516,7 +535,8 @@ async def test_a_redis_that_takes_no_writes_is_not_believed(
 async def test_a_redis_that_hangs_is_left_at_once_and_found_again(
     with_own: Settings, own_redis: OwnRedis, register: Register
 ) -> None:
-    async with processes(with_own, with_own) as both:
+    strict = with_own.model_copy(update={"cache_timeout_seconds": 0.05})
+    async with processes(strict, strict) as both:
         one, other = both
         await other.check(register)
         own_redis.signal(signal.SIGSTOP)

@@ -138,7 +138,7 @@ async def test_urql(algorithm: str, settings: Settings, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("algorithm", ["SHA256", "MD5"])
-async def test_relay(algorithm: str, settings: Settings, tmp_path: Path) -> None:
+async def test_relay_and_graphql_ws(algorithm: str, settings: Settings, tmp_path: Path) -> None:
     async with serving(settings.model_copy(update={"trusted_only": True})) as served:
         await has_model()
         project = Project(tmp_path, served, settings)
@@ -147,21 +147,13 @@ async def test_relay(algorithm: str, settings: Settings, tmp_path: Path) -> None
         assert len(id) == {"SHA256": 64, "MD5": 32}[algorithm]
         found = {"names": ["acme/bert"], "requests": ["POST name 200"]}
         assert await project.run("relay.js") == found
-
-
-async def test_graphql_ws(settings: Settings, tmp_path: Path) -> None:
-    async with serving(settings.model_copy(update={"trusted_only": True})) as served:
-        await has_model()
-        project = Project(tmp_path, served, settings)
-        await project.build("Relay", {"SHA256": "MD5"})
-        ((id, _),) = json.loads((tmp_path / "persisted.json").read_text()).items()
         row = await served.database.data["persisted_documents"].find_one({"document_id": id})
         assert row is not None
-        arguments = (served.ws, id, row["sha256"])
-        found = await project.run("graphql-ws.js", *arguments)
-        nodes = found.pop("id")
+        # The same over WebSocket, by its id and by the hash of its text.
+        told = await project.run("graphql-ws.js", served.ws, id, row["sha256"])
+        nodes = told.pop("id")
         assert [node["fullName"] for node in nodes] == ["acme/bert"]
-        assert found == {
+        assert told == {
             "hash": nodes,
             "prefixed": nodes,
             "unknown": "PERSISTED_QUERY_REQUIRED",

@@ -100,7 +100,7 @@ class FixedLinks(DownloadLinks):
 class Forgetful(Cache):
     """A cache that never has anything: an answer does not hang on what was asked before."""
 
-    async def get(self, key: str) -> bytes | None:
+    async def get(self, key: str, most: int = 0) -> bytes | None:
         return None
 
     async def put(self, key: str, value: bytes, seconds: int) -> None:

@@ -401,14 +401,16 @@ async def test_other_origins_are_told_apart_once(
     accepts: dict[bytes, bytes], origin: dict[bytes, bytes]
 ) -> None:
     inner = CompressionMiddleware(answering(kept(), vary_of("GET", with_origins=True)))
-    app = RequestMiddleware(CORSMiddleware(inner, allow_origins=["https://app.example"]))
+    cors = CORSMiddleware(inner, allow_origins=["https://app.example"])
+    app = RequestMiddleware(cors, merges_vary=True)
     _, headers, _ = await ask(app, accepts | origin)
     assert headers["vary"] == "Authorization, Accept, Accept-Encoding, Origin"
 
 
 async def test_no_name_is_lost_where_others_add_theirs() -> None:
     inner = CompressionMiddleware(Response(b"x", headers={"vary": "Accept"}))
-    app = RequestMiddleware(CORSMiddleware(inner, allow_origins=["https://app.example"]))
+    cors = CORSMiddleware(inner, allow_origins=["https://app.example"])
+    app = RequestMiddleware(cors, merges_vary=True)
     _, headers, _ = await ask(app, {b"origin": b"https://app.example"})
     assert headers["vary"] == "Accept, Accept-Encoding, Origin"
 

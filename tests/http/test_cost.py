@@ -64,7 +64,12 @@ async def test_small_answers_are_not_priced_unless_it_is_asked_for(
     settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     priced = []
-    monkeypatch.setattr(operations, "actual_cost", lambda *given: priced.append(given) or 1)
+
+    def price(*given: object) -> int:
+        priced.append(given)
+        return 1
+
+    monkeypatch.setattr(operations, "actual_cost", price)
     async with serving(settings) as server:
         assert (await server.ask("{item{name}}")).json() == {"data": {"item": {"name": "item"}}}
         assert priced == []

@@ -40,9 +40,9 @@ from .writes import Writes
 
 pytestmark = pytest.mark.anyio
 
-ROUNDS: Final = 3
+ROUNDS: Final = 2
 WRITES: Final = 40  # of a round, which begins with the whole data
-GENERATED: Final = 70
+GENERATED: Final = 50
 SEED: Final = "tags"
 
 NEVER: Final = frozenset(
@@ -239,7 +239,7 @@ async def test_whatever_changes_an_answer_is_told_by_one_of_its_tags(
     cases += generated(ask, healthy(), GENERATED, SEED, people)
     tally = await prove(ask, database, cases, WRITES, ROUNDS, SEED)
     assert tally.changed > 250
-    assert tally.needless.total() < 0.15 * tally.same, tally.lines()
+    assert tally.needless.total() < 0.2 * tally.same, tally.lines()
 
 
 async def test_who_would_share_an_answer_would_get_the_same(
