@@ -63,6 +63,10 @@ class Settings(BaseSettings):
         default=None,
         description="Address under which clients reach the server, for links; default: the address of the request.",
     )
+    trusted_proxies: list[str] = Field(
+        default=[],
+        description="Addresses and networks of proxies (JSON list) whose `X-Forwarded-For` and `X-Forwarded-Proto` say who asks, for budgets, and how; `*` trusts whoever connects.",
+    )
     allowed_hosts: list[str] = Field(
         default=["*"], description="Host names that requests may carry (JSON list); `*` allows all."
     )

@@ -3,6 +3,7 @@
 import json
 import os
 import resource
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,10 +27,12 @@ def serve(settings: Settings, host: str, port: int, workers: int) -> None:
     # Each connection is an open file, and shells allow 1,024 where the system allows more.
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
-    uvicorn.run(**options(host, port, workers))
+    uvicorn.run(**options(host, port, workers, settings.trusted_proxies))
 
 
-def options(host: str, port: int, workers: int) -> dict[str, Any]:
+def options(
+    host: str, port: int, workers: int, trusted_proxies: Sequence[str] = ()
+) -> dict[str, Any]:
     return {
         "app": FACTORY,
         "factory": True,
@@ -45,7 +48,9 @@ def options(host: str, port: int, workers: int) -> dict[str, Any]:
         "ws_max_size": 256 * 1024,
         "ws_per_message_deflate": False,  # a small frame may not become a large one
         "backlog": 2048,
-        "proxy_headers": False,  # whoever connects could write them
+        # Whoever else connects could write them.
+        "proxy_headers": bool(trusted_proxies),
+        "forwarded_allow_ips": list(trusted_proxies),
         "server_header": False,
         "access_log": False,  # the request middleware logs
         "log_config": None,

@@ -42,6 +42,23 @@ def test_the_server_is_set_up_for_strangers() -> None:
     assert found["ws_max_size"] == 256 * 1024
 
 
+def test_proxies_that_are_trusted_say_who_asks(settings: Settings) -> None:
+    small = settings.model_copy(update={"budget_anonymous": 1, "budget_seconds": 20.0})
+    trusting = small.model_copy(update={"trusted_proxies": ["127.0.0.1"]})
+    for given, others in ((small, 429), (trusting, 200)):
+        with served(given) as url, httpx.Client(base_url=url) as client:
+
+            def asked(address: str, client: httpx.Client = client) -> int:
+                sent = {"x-forwarded-for": address}
+                body = {"query": "{__typename}"}
+                return client.post("/graphql", json=body, headers=sent).status_code
+
+            spent = [asked("192.0.2.1") for _ in range(60)]
+            assert spent[0] == 200
+            assert spent[-1] == 429
+            assert asked("192.0.2.2") == others
+
+
 def test_workers_serve_and_end_together(settings: Settings) -> None:
     with served(settings, workers=2) as url, httpx.Client(base_url=url) as client:
         response = client.post("/graphql", json={"query": "{__typename}"})
