@@ -91,7 +91,7 @@ def _arguments() -> argparse.Namespace:
         "--anonymous", type=int, default=0, help="of the users, so many read without a token (0)"
     )
     parser.add_argument(
-        "--rate", type=float, default=1000.0, help="things that all users begin, a second (1000)"
+        "--rate", type=float, default=600.0, help="things that all users begin, a second (600)"
     )
     parser.add_argument(
         "--phase", type=float, default=15.0, help="seconds of a phase of the mix (15)"

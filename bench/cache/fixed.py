@@ -1,7 +1,8 @@
 """The yardstick: Starlette sends the same bytes again and again. `python -m bench.cache.fixed --port PORT`.
 
 It runs as our own server does (uvicorn with the same settings), looks at nothing of a request and knows
-no GraphQL: whatever else a server does for an answer from a cache comes on top.
+no GraphQL: whatever else a server does for an answer from a cache comes on top. `/NAME` takes the body
+of a request in, as whoever answers it has to; `/NAME/unread` does not even do that.
 """
 
 import argparse
@@ -22,17 +23,26 @@ BODIES: Final = "BENCH_FIXED_BODIES"  # of the environment: a folder of NAME.jso
 
 
 def create_app() -> Starlette:
-    folder = Path(os.environ[BODIES])
-    return Starlette(
-        routes=[Route("/readyz", sending(b"{}"))]
-        + [
-            Route(f"/{path.stem}", sending(path.read_bytes()), methods=["GET", "POST"])
-            for path in sorted(folder.glob("*.json"))
-        ]
-    )
+    routes = [Route("/readyz", unread(b"{}"))]
+    for path in sorted(Path(os.environ[BODIES]).glob("*.json")):
+        body = path.read_bytes()
+        routes.append(Route(f"/{path.stem}", read(body), methods=["GET", "POST"]))
+        routes.append(Route(f"/{path.stem}/unread", unread(body), methods=["POST"]))
+    return Starlette(routes=routes)
 
 
-def sending(body: bytes) -> Callable[[Request[Any]], Awaitable[Response]]:
+Endpoint = Callable[[Request[Any]], Awaitable[Response]]
+
+
+def read(body: bytes) -> Endpoint:
+    async def answer(request: Request[Any]) -> Response:
+        await request.body()
+        return Response(body, media_type="application/json")
+
+    return answer
+
+
+def unread(body: bytes) -> Endpoint:
     async def answer(request: Request[Any]) -> Response:
         return Response(body, media_type="application/json")
 

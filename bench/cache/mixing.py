@@ -67,6 +67,11 @@ class Mixed:
     def per_second(self) -> float:
         return self.all.count / self.seconds
 
+    @property
+    def right_per_second(self) -> float:
+        """Without errors and stale answers."""
+        return (self.all.count - self.errors - self.stale) / self.seconds
+
 
 def _ratio(part: int | None, whole: int) -> float | None:
     return part / whole if part is not None and whole else None

@@ -52,6 +52,7 @@ MIXES: Final = (
 PEERS: Final = (
     "Server",
     "Requests/s",
+    "Right answers/s",
     "p50 ms",
     "p95 ms",
     "p99 ms",
@@ -95,6 +96,14 @@ class Compared:
             stale=sum(each.stale for each in self.rounds),
         )
 
+    @property
+    def per_second(self) -> float:
+        return statistics.median(each.per_second for each in self.rounds)
+
+    @property
+    def right_per_second(self) -> float:
+        return statistics.median(each.right_per_second for each in self.rounds)
+
 
 def paths_table(lines: Sequence[Line]) -> str:
     return grid(PATHS, [_path(lines, line) for line in lines])
@@ -103,7 +112,7 @@ def paths_table(lines: Sequence[Line]) -> str:
 def _path(lines: Sequence[Line], line: Line) -> tuple[str, ...]:
     name, way, one = line.operation.name, line.way, line.combined
     fixed = cpu_of(lines, name, OF_FIXED[way]) if way in OF_FIXED else None
-    is_ours = way not in (Way.FIXED_GET, Way.FIXED_POST)
+    is_ours = way not in (Way.FIXED_GET, Way.FIXED_POST, Way.FIXED_UNREAD)
     computed = cpu_of(lines, name, Way.COMPUTED) if is_ours and way is not Way.COMPUTED else None
     return (
         name,
@@ -146,7 +155,8 @@ def _peer(server: Compared) -> tuple[str, ...]:
     one = server.combined
     return (
         server.title,
-        f"{one.per_second:,.0f}",
+        f"{server.per_second:,.0f}",
+        f"{server.right_per_second:,.0f}",
         *(f"{value:,.1f}" for value in (one.all.p50, one.all.p95, one.all.p99)),
         _share(one.hit_ratio),
         f"{one.errors:,}",
@@ -200,17 +210,21 @@ def mix_goals(mixes: Sequence[Mixed]) -> list[Goal]:
 
 
 def peer_goals(compared: Sequence[Compared], ours: str) -> list[Goal]:
-    by_name = {each.name: each.combined for each in compared}
-    own = by_name.get(ours)
+    own = next((each for each in compared if each.name == ours), None)
     if own is None:
         return []
     found = []
     for each in compared:
-        if each.name != ours:
-            times = own.per_second / each.combined.per_second
-            told = f"{times:.2f} of {LEAST_PEERS} times the requests a second of {each.title}"
+        if each.name == ours:
+            continue
+        for what, times in (
+            ("requests", own.per_second / each.per_second),
+            ("right answers", own.right_per_second / max(each.right_per_second, 1.0)),
+        ):
+            told = f"{times:.2f} of {LEAST_PEERS} times the {what} a second of {each.title}"
             found.append(Goal(told, times >= LEAST_PEERS))
-    found.append(Goal(f"{own.stale:,} of 0 stale answers of ours", own.stale == 0))
+    stale = own.combined.stale
+    found.append(Goal(f"{stale:,} of 0 stale answers of ours", stale == 0))
     return found
 
 

@@ -341,6 +341,18 @@ class Freshness:
             await ended(self._suspending)
 
 
+async def announce(cache: Cache, settings: Settings, wrote: int | None) -> None:
+    """What `acknowledge` does, for a process that keeps nothing and follows nothing: a worker, before
+    it tells that a job is done. Where Redis does not answer, it is a write past the API, of which
+    everybody hears within a second or so."""
+    if wrote is None or not settings.response_cache:
+        return
+    key = cache.name(keys.acknowledged(settings.mongo_database))
+    with suppress(RedisError, OSError, TimeoutError):
+        async with asyncio.timeout(settings.cache_timeout_seconds):
+            await cache.redis.eval(RAISE, 1, key, f"{wrote:016x}")
+
+
 def _number(found: Any) -> int | None:
     """What Redis answers, if it is a cluster time."""
     if isinstance(found, bytes) and len(found) == 16:

@@ -54,7 +54,7 @@ class Part(Protocol):
         """The answers to them, as they come; a refused command's is a ResponseError."""
 
     def failed(self) -> None:
-        """They may have arrived or not."""
+        """They may have arrived or not. Before those who wait are told."""
 
 
 class Rounds:
@@ -84,6 +84,7 @@ class Rounds:
         self._in_flight: list[asyncio.Future[bool]] = []
         self._wanted: asyncio.Future[None] | None = None
         self._connection: AbstractConnection | None = None
+        self._is_taking = self._is_doubted = False
         self._why = ""
 
     async def next(self) -> bool:
@@ -101,7 +102,9 @@ class Rounds:
 
     def doubt(self) -> None:
         """What the connection says is not to be trusted any more: begin anew with another one."""
-        self._shut()
+        self._is_doubted = True
+        if not self._is_taking:
+            self._shut()
 
     async def run(self) -> None:
         """For ever."""
@@ -113,15 +116,19 @@ class Rounds:
                 joined = loop.time()
                 while not self.is_open:
                     await self._round()
-                self._failed("it is not trusted")
+                why = "it is not trusted"
             except (RedisError, OSError, TimeoutError, PyMongoError) as error:
-                self._failed(repr(error))
+                why = repr(error)
             except Exception:
                 log.exception("cache.round_failed")
-                self._failed("a fault of its own")
+                why = "a fault of its own"
             finally:
                 self._shut()
                 await self._disconnect()
+            # Of tries that fail alike only the first is told.
+            if why != self._why or joined is not None:
+                log_event(log, logging.WARNING, "cache.left", error=why)
+            self._why = why
             # One that lasted and broke is replaced at once.
             if joined is None or loop.time() - joined < PAUSE_SECONDS[1]:
                 await asyncio.sleep(random.uniform(*PAUSE_SECONDS))
@@ -142,7 +149,7 @@ class Rounds:
         await send("PING")
         if self._recover is not None:
             await self._recover(send)
-        self.is_open = False
+        self.is_open = self._is_doubted = self._is_taking = False
         log_event(log, logging.INFO, "cache.joined")
 
     async def _round(self) -> None:
@@ -158,13 +165,18 @@ class Rounds:
         counts = [part.commands(commands) for part in self._parts]
         if commands.sent:
             replies = await self._ask(connection, commands.sent)
-            start = 0
+            if self.is_open:
+                return
+            start, self._is_taking = 0, True
             for part, count in zip(self._parts, counts, strict=True):
                 if count:
                     part.answered(replies[start : start + count])
                     start += count
+            self._is_taking = False
             self.done += 1
-        self._settle(not self.is_open)
+            if self._is_doubted:
+                self._shut()
+        self._settle(True)
 
     async def _ask(
         self, connection: AbstractConnection, commands: list[tuple[Any, ...]]
@@ -197,7 +209,11 @@ class Rounds:
 
     def _shut(self) -> None:
         """Everybody goes on without."""
-        self.is_open = True
+        if not self.is_open:
+            self.is_open = True
+            self.failures += 1
+            for part in self._parts:
+                part.failed()
         self._settle(False)
         self._in_flight, self._waiting = self._waiting, []
         self._settle(False)
@@ -207,15 +223,6 @@ class Rounds:
         wanted, self._wanted = self._wanted, None
         if wanted is not None and not wanted.done():
             wanted.set_result(None)
-
-    def _failed(self, why: str) -> None:
-        self._shut()
-        if why != self._why:
-            log_event(log, logging.WARNING, "cache.left", error=why)
-        self._why = why
-        self.failures += 1
-        for part in self._parts:
-            part.failed()
 
     async def _disconnect(self) -> None:
         connection, self._connection = self._connection, None

@@ -6,12 +6,15 @@
 `models.summary@task:ocr`     the same of documents that have this value (after the update)
 `models+@principal:public`    a document that is new in a list
 `models+@*`                   a document that is new, whatever it has
+`models~stats.likes=2:9@task:ocr`  one whose value stands there now, in an order: see places.py
 `models-`                     a document that is gone, or changed in a way that is not told
 
 An answer that depends on documents which are not in it (a list, a count) has, whatever else:
 - `gone` of the collection;
 - `added`, within one value that all its documents have, or within `*`;
-- `changed` of each name that it filters or sorts by, within such a value or of any document;
+- `changed` of each name that it filters or sorts by, within such a value or of any document; for a
+  page in the order of one of ORDERED `moved` instead, of what lies between its ends, and then
+  `entity` of the document behind its end and no `added`;
 - where it goes by such a value, `changed` of that name too, of any document: who has left the value
   is not within it any more;
 - `entity` of each document that is in it, if it shows more of them than that they are there.
@@ -20,13 +23,15 @@ Contents are known by hash, and a deletion does not tell it: who has one of `blo
 """
 
 from functools import lru_cache
-from typing import Final, TypeAlias, get_args
+from typing import Any, Final, TypeAlias, get_args
 
 from pydantic import BaseModel
 
 from modelharbor.db.base import Row
 from modelharbor.db.cache import FOLLOWED
 from modelharbor.db.models import ModelDocument
+
+from .places import ORDERED, parts_of, step_of
 
 Tag: TypeAlias = str
 
@@ -69,6 +74,13 @@ def changed(collection: str, name: str, within: str | None = None) -> Tag:
 def added(collection: str, within: str) -> Tag:
     """An insert of a document within a value, or ANY."""
     return f"{collection}+@{within}"
+
+
+def moved(collection: str, name: str, within: str, part: tuple[int, int] | None) -> Tag:
+    """A document within a value whose `name`, one of ORDERED, has come to stand in a part; None: at a
+    place that is not known."""
+    where = "?" if part is None else f"{part[0]}:{part[1]}"
+    return f"{collection}~{name}={where}@{within}"
 
 
 def gone(collection: str) -> Tag:
@@ -160,6 +172,9 @@ def tags_of(change: Row) -> list[Tag]:
         return [*found, gone(collection)]
     within = withins(collection, document)
     found += [f"{collection}.{name}@{each}" for name in names for each in within]
+    if within:
+        for name in ORDERED if is_whole else ORDERED.intersection(names):
+            found += _moved(collection, name, document, within)
     if is_whole:
         found += [f"{collection}+@{each}" for each in (ANY, *within)]
     found += [below(collection, name, document.get(name)) for name in parents]
@@ -173,10 +188,25 @@ def tags_of(change: Row) -> list[Tag]:
     return found
 
 
+def _moved(collection: str, name: str, document: Row, within: list[str]) -> list[Tag]:
+    value: Any = document
+    for each in name.split("."):
+        value = value.get(each) if isinstance(value, dict) else None
+    step = step_of(name, value)
+    parts = [None] if step is None else parts_of(step)
+    return [moved(collection, name, each, part) for part in parts for each in within]
+
+
 def read_names() -> list[str]:
     """Stored names that `tags_of` reads of a document."""
     return sorted(
-        {"principals", _HASH, *WITHIN, *(name for names in PARENTS.values() for name in names)}
+        {
+            "principals",
+            _HASH,
+            *WITHIN,
+            *(name.partition(".")[0] for name in ORDERED),
+            *(name for names in PARENTS.values() for name in names),
+        }
     )
 
 

@@ -13,6 +13,7 @@ from bson import ObjectId
 from modelharbor.auth.viewer import PUBLIC
 from modelharbor.cache import keys as cache_keys
 from modelharbor.cache.entries import Access
+from modelharbor.cache.places import ORDERED
 from modelharbor.cache.tags import Tag, entity
 from modelharbor.db.base import Row
 from modelharbor.db.conditions import all_of
@@ -24,7 +25,7 @@ from .base import Loader, Reads, Sharing
 from .pages import OfTotalsLoader, PageLoader, Total
 from .rows import RowByIdLoader
 from .search import text_search
-from .told import by_key, by_name, of_list
+from .told import Between, by_key, by_name, of_list
 
 CACHE_SECONDS: Final = 20  # for which an estimate or a facet is kept
 WITH_CONTENTS: Final = "file_sha256"
@@ -185,12 +186,26 @@ class ModelPageLoader(PageLoader[str]):
         return [page for _ in keys]
 
     def tags(self, keys: Sequence[str], found: Mapping[str, Any]) -> list[Tag] | None:
-        order = self.arguments.order
-        by = () if order.kind is Sorted.SCORE else (order.path,)
-        told = of_list("models", all_of([self.once, self.query]), *by)
+        page, order = found[keys[0]], self.arguments.order
+        by = () if order.kind is Sorted.SCORE or order.path in ORDERED else (order.path,)
+        between = self.between(page) if order.path in ORDERED else None
+        told = of_list("models", all_of([self.once, self.query]), *by, between=between)
         if told is not None:
-            told += by_key("models", (row["_id"] for row in found[keys[0]]["nodes"]))
+            told += by_key("models", (row["_id"] for row in page["nodes"]))
+            if between is not None and page["behind"] is not None:
+                told.append(entity("models", page["behind"]["_id"]))
         return told
+
+    def between(self, page: Row) -> Between:
+        """From where the page begins to the row behind it."""
+        window = self.arguments
+        start, end = (
+            (window.before, window.after) if window.backward else (window.after, window.before)
+        )
+        first = start and start.value
+        last = window.order.value(page["behind"]) if page["behind"] else end and end.value
+        least, greatest = (first, last) if window.direction > 0 else (last, first)
+        return Between(window.order.path, least, greatest)
 
     @property
     def once(self) -> Row:

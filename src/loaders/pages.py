@@ -247,6 +247,7 @@ class PageLoader(Loader[K, Row | None, Window]):
             "has_next": window.before is not None if window.backward else more,
             "has_previous": more if window.backward else window.after is not None,
             "total": self.total(key),
+            "behind": found[window.limit] if more else None,
         }
 
     def total(self, key: Hashable) -> Total:

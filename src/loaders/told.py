@@ -6,9 +6,11 @@ list has (its task, its owner, …) where the filter asks for one, else by who m
 """
 
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, Final
 
+from modelharbor.cache.places import STEPS, parts_between, step_of
 from modelharbor.cache.tags import (
     ANY,
     WITHIN,
@@ -18,6 +20,7 @@ from modelharbor.cache.tags import (
     changed,
     entity,
     gone,
+    moved,
     of_principal,
     of_value,
 )
@@ -63,8 +66,31 @@ def by_name(owner: str) -> list[Tag]:
     ]
 
 
-def of_list(collection: str, query: Row, *names: str) -> list[Tag] | None:
-    """Which documents match a filter, and how they stand by `names`; None: not to be told."""
+@dataclass(frozen=True, slots=True)
+class Between:
+    """A page: all that stands between two values of a name, one of ORDERED; None: to the end."""
+
+    name: str
+    least: Any
+    greatest: Any
+
+    def tags(self, collection: str, values: list[str]) -> list[Tag]:
+        first = 0 if self.least is None else step_of(self.name, self.least)
+        last = STEPS - 1 if self.greatest is None else step_of(self.name, self.greatest)
+        if first is None or last is None or (first == 0 and last == STEPS - 1):
+            added_to = [added(collection, each) for each in values]
+            return [*added_to, *(changed(collection, self.name, each) for each in values)]
+        parts = [None, *parts_between(first, last)]
+        return [moved(collection, self.name, each, part) for part in parts for each in values]
+
+
+def of_list(
+    collection: str, query: Row, *names: str, between: Between | None = None
+) -> list[Tag] | None:
+    """Which documents match a filter, and how they stand by `names`; None: not to be told.
+
+    `between`: only of those that stand there; the document behind them is told by its id.
+    """
     if collection not in LISTED:
         return None
     read = set(names)
@@ -76,6 +102,8 @@ def of_list(collection: str, query: Row, *names: str) -> list[Tag] | None:
     principals = asked.get("principals")
     if name is None:
         if principals is None:
+            if between is not None:
+                read.add(between.name)
             return [
                 gone(collection),
                 added(collection, ANY),
@@ -84,6 +112,10 @@ def of_list(collection: str, query: Row, *names: str) -> list[Tag] | None:
         name, principals = "principals", None
     values = asked[name]
     read -= {name, "principals"}
+    if between is None:
+        placed = [added(collection, value) for value in values]
+    else:
+        placed = between.tags(collection, values)
     return [
         gone(collection),
         # It may come from another value, or go to one: then it is still among those that the viewer
@@ -91,7 +123,7 @@ def of_list(collection: str, query: Row, *names: str) -> list[Tag] | None:
         changed(collection, "principals"),
         *(changed(collection, name, each) for each in principals or ()),
         *(() if principals else (changed(collection, name),)),
-        *(added(collection, value) for value in values),
+        *placed,
         *(changed(collection, each, value) for each in read for value in values),
     ]
 

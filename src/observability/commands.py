@@ -3,6 +3,7 @@
 PyMongo calls listeners within the task that sends the command, so a context variable tells whose it is.
 """
 
+from collections import deque
 from collections.abc import Collection, Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -20,6 +21,10 @@ COMMIT: Final = "commitTransaction"
 _MARKED: Final = WRITES | {COMMIT, "abortTransaction"}
 
 
+def _last_few() -> deque[tuple[bytes, int]]:
+    return deque(maxlen=16)
+
+
 @dataclass(slots=True)
 class CommandCount:
     """Commands sent to MongoDB, by name in order, and the time they took in all, in microseconds;
@@ -32,9 +37,9 @@ class CommandCount:
     """The cluster time up to which the operation has written, where others keep what it wrote to:
     seconds << 32 | number; None: it wrote nothing there."""
     _sent: dict[int, "_Sent"] = field(default_factory=dict, repr=False)
-    _open: set[tuple[bytes, int]] = field(
-        default_factory=set, repr=False
-    )  # transactions that wrote
+    # Transactions that wrote.
+    _open: set[tuple[bytes, int]] = field(default_factory=set, repr=False)
+    _committed: deque[tuple[bytes, int]] = field(default_factory=_last_few, repr=False)
 
     def add(self, other: "CommandCount") -> None:
         """What was done for several operations together counts for each of them."""
@@ -71,12 +76,14 @@ class CommandCount:
             if sent.transaction is not None:
                 self._open.add(sent.transaction)  # it has no time before it is committed
                 return
-        elif sent.transaction not in self._open:
-            return
-        elif sent.name != COMMIT:
+        elif sent.transaction in self._open:
             self._open.discard(sent.transaction)
+            if sent.name != COMMIT or sent.transaction is None:
+                return
+            # A commit may be sent again, and then has its later answer: some stay known.
+            self._committed.append(sent.transaction)
+        elif sent.name != COMMIT or sent.transaction not in self._committed:
             return
-        # A commit may be sent again, and then has its later answer: the transaction stays known.
         time = reply.get("operationTime")
         if time is not None:
             self._note_time(time.time << 32 | time.inc)
@@ -100,6 +107,14 @@ def _has_written(name: str, reply: Mapping[str, Any]) -> bool:
     if name == "bulkWrite":
         return any(reply.get(each) for each in ("nInserted", "nModified", "nDeleted", "nUpserted"))
     return bool(reply.get("n"))
+
+
+@dataclass(slots=True)
+class WriteCount(CommandCount):
+    """Of long work: when it last wrote, without the names of all its commands."""
+
+    def note(self, event: CommandStartedEvent) -> None:
+        return
 
 
 counted: ContextVar[CommandCount | None] = ContextVar("counted", default=None)

@@ -17,6 +17,7 @@ from pymongo.errors import PyMongoError
 
 from modelharbor.auth.viewer import Viewer
 from modelharbor.cache.client import connect_cache
+from modelharbor.cache.freshness import announce
 from modelharbor.db.actors import Role
 from modelharbor.db.base import Row
 from modelharbor.db.connection import Database, connect
@@ -28,6 +29,7 @@ from modelharbor.errors import HarborError, Unavailable
 from modelharbor.events.recorder import recording
 from modelharbor.inspection.fence import open_fence
 from modelharbor.jobs.waking import Waking, listening, wake
+from modelharbor.observability.commands import WriteCount, counted
 from modelharbor.observability.logging import log_event
 from modelharbor.observability.sentry import capture
 from modelharbor.settings import Settings
@@ -330,7 +332,12 @@ class Worker:
         job = held.job
         viewer = await viewer_of(self._database, job)
         tools = Tools(self._shared, job, viewer, held.reports)
-        return await self._handlers[JobKind(job["kind"])].function(job, tools)
+        count = WriteCount()
+        counted.set(count)  # a handler is a task of its own, and so is its context
+        result = await self._handlers[JobKind(job["kind"])].function(job, tools)
+        # Who reads that the job is done reads what it did, too.
+        await announce(self._shared.cache, self._settings, count.wrote)
+        return result
 
     # Leases -------------------------------------------------------------------------------------
 

@@ -38,6 +38,7 @@ from bench.cache.drawing import (
 )
 from bench.cache.mixing import Figures, Mark, Mixed, mixed
 from bench.cache.paths import (
+    KEPT,
     Line,
     Servers,
     Way,
@@ -63,8 +64,8 @@ from bench.cache.report import (
 from bench.cache.truth import Truth, number_in
 from bench.cache.users import Crowd, Doing, Fleet, Phase, Response, from_line, to_line
 from bench.live.report import goals_text
-from bench.operation import DRAWN, Operation, asking
-from bench.peers.measuring import Sample
+from bench.operation import Operation, asking
+from bench.peers.measuring import MANY, Sample
 from bench.serving import Filled, Serving, fill
 from modelharbor.db.connection import Database
 from modelharbor.schema import core
@@ -383,7 +384,11 @@ def test_fixed_bytes_are_sent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     (tmp_path / "page.json").write_bytes(BODY)
     monkeypatch.setenv(fixed.BODIES, str(tmp_path))
     with TestClient(fixed.create_app()) as client:
-        for answer in (client.get("/page?a=1"), client.post("/page", json={"query": "{ a }"})):
+        for answer in (
+            client.get("/page?a=1"),
+            client.post("/page", json={"query": "{ a }"}),
+            client.post("/page/unread", json={"query": "{ a }"}),
+        ):
             assert (answer.status_code, answer.content) == (200, BODY)
         assert client.get("/model").status_code == 404
 
@@ -414,7 +419,7 @@ def test_facets_that_are_computed_are_asked_for_once() -> None:
     kept, computed = lines_of(servers(), facets)
     assert (kept.way, computed.way) == (Way.L2_TEXT, Way.COMPUTED)
     assert kept.lines() == kept.lines()
-    assert len(set(kept.lines())) == DRAWN
+    assert len(set(kept.lines())) == len(KEPT) > MANY
     assert not set(computed.lines()) & set(computed.lines())
     assert not set(computed.lines()) & set(kept.lines())
 
@@ -439,6 +444,7 @@ def test_each_way_is_asked_of_its_server() -> None:
     found = {line.way: line for line in lines_of(given, OPERATION)}
     assert list(found) == list(Way)
     assert {way: line.served.url for way, line in found.items() if way is not Way.L1_GET} == {
+        Way.FIXED_UNREAD: given.fixed.url,
         Way.FIXED_POST: given.fixed.url,
         Way.FIXED_GET: given.fixed.url,
         Way.L1_TEXT: given.l1.url,
@@ -453,6 +459,7 @@ def test_each_way_is_asked_of_its_server() -> None:
         Way.L2_TEXT: "l2",
     }
     assert found[Way.FIXED_POST].lines()[0].startswith('POST /page {"query"')
+    assert found[Way.FIXED_UNREAD].lines()[0].startswith('POST /page/unread {"query"')
     assert found[Way.FIXED_GET].lines()[0].startswith("GET /page?operationName")
     assert found[Way.L1_TEXT].lines()[0].startswith('POST /graphql {"query"')
     searched = lines_of(given, replace(OPERATION, name="search"))
@@ -461,6 +468,7 @@ def test_each_way_is_asked_of_its_server() -> None:
 
 def test_ways_are_compared() -> None:
     measured = lines(
+        FIXED_UNREAD=[60.0] * 3,
         FIXED_POST=[70.0, 60.0, 80.0],
         FIXED_GET=[50.0] * 3,
         L1_TEXT=[98.0, 200.0, 90.0],
@@ -473,11 +481,11 @@ def test_ways_are_compared() -> None:
     assert cpu_of(measured, "model", Way.L1_TEXT) is None
     assert difference(measured, "page", Way.L1_HASH, Way.L1_TEXT) == 5.0
     table = paths_table(measured).splitlines()[2:]
-    assert table[0] == (
+    assert table[1] == (
         "| page | Starlette, fixed bytes, by POST | 8,000 | 25.0 | 35.0 | 70 | - | - |"
     )
-    assert table[2] == "| page | L1, the text by POST | 8,000 | 25.0 | 35.0 | 98 | 1.40 | 0.10 |"
-    assert table[6] == "| page | computed | 8,000 | 25.0 | 35.0 | 1,000 | - | - |"
+    assert table[3] == "| page | L1, the text by POST | 8,000 | 25.0 | 35.0 | 98 | 1.40 | 0.10 |"
+    assert table[7] == "| page | computed | 8,000 | 25.0 | 35.0 | 1,000 | - | - |"
     assert goals_text(path_goals(measured)) == (
         "- page, L1, the text by POST: 1.40 of 1.5 times Starlette: met\n"
         "- page, L1, its hash by POST (APQ): 1.41 of 1.5 times Starlette: met\n"
@@ -546,16 +554,17 @@ def test_the_mix_is_told_with_its_goals() -> None:
 
 
 def test_servers_are_compared_by_their_middle_round() -> None:
-    rounds = tuple(replace(MIXED, seconds=seconds, stale=2) for seconds in (5.0, 20.0, 10.0))
+    rounds = tuple(replace(MIXED, seconds=seconds, stale=1_000) for seconds in (5.0, 20.0, 10.0))
     theirs = Compared("yoga-cached", "Yoga", rounds)
-    assert theirs.combined == replace(MIXED, stale=6)
+    assert theirs.combined == replace(MIXED, stale=3_000)
     ours = Compared("ours", "modelharbor", (replace(MIXED, seconds=4.0),))
     assert peers_table([ours, theirs]).splitlines()[2:] == [
-        "| modelharbor | 2,500 | 2.0 | 10.0 | 20.0 | 0.90 | 0 | 0 | 212 | - |",
-        "| Yoga | 1,000 | 2.0 | 10.0 | 20.0 | 0.90 | 0 | 6 | 212 | - |",
+        "| modelharbor | 2,500 | 2,500 | 2.0 | 10.0 | 20.0 | 0.90 | 0 | 0 | 212 | - |",
+        "| Yoga | 1,000 | 900 | 2.0 | 10.0 | 20.0 | 0.90 | 0 | 3,000 | 212 | - |",
     ]
     assert goals_text(peer_goals([ours, theirs], "ours")) == (
         "- 2.50 of 2.0 times the requests a second of Yoga: met\n"
+        "- 2.78 of 2.0 times the right answers a second of Yoga: met\n"
         "- 0 of 0 stale answers of ours: met"
     )
     assert peer_goals([theirs], "ours") == []

@@ -635,7 +635,10 @@ def test_the_shown_operations_are_found() -> None:
 
 
 @pytest.mark.parametrize("name", OPERATIONS)
-async def test_a_shown_operation_has_a_plan(ask: Asker, database: Database, name: str) -> None:
+async def test_a_shown_operation_has_a_plan(
+    ask: Asker, database: Database, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.setattr("modelharbor.loaders.budgets.utc_now", lambda: MOMENT)
     made = await world(database)
     given: dict[str, Row] = {
         "bench/operations/filtered.graphql": {"filter": {"task": {"eq": "text-generation"}}},

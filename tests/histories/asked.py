@@ -86,7 +86,9 @@ NODES: Final = """query Nodes($ids: [ID!]!) {
   }
 }"""
 SUGGESTED: Final = """query Suggested($prefix: String!) { suggest(prefix: $prefix, first: 50) }"""
-VIEWER: Final = "query Viewer { viewer { login displayName organizations(first: 5) { nodes { login } } } }"
+VIEWER: Final = (
+    "query Viewer { viewer { login displayName organizations(first: 5) { nodes { login } } } }"
+)
 
 
 @dataclass(frozen=True)
@@ -124,7 +126,9 @@ class Asking:
             private = world.models["p0"]
             return chance.choice([self.page, self.viewer, lambda: self.one(private)])()
         if of == "display":
-            return chance.choice([self.page, self.nodes, lambda: self.related(world.models["m0"])])()
+            return chance.choice(
+                [self.page, self.nodes, lambda: self.related(world.models["m0"])]
+            )()
         model = world.models[key]
         many: list[Callable[[], Question]] = [self.page, lambda: self.one(model)]
         if of in ("summary", "tags", "state", "visibility", "grant"):
@@ -150,9 +154,7 @@ class Asking:
         name = f"{self.login} finds {model.key}"
         told.facts.append(Fact(name, of, is_there, right=of))
 
-    def _list(
-        self, told: Told, listed: dict[str, Any], wanted: Wanted | None, name: str
-    ) -> None:
+    def _list(self, told: Told, listed: dict[str, Any], wanted: Wanted | None, name: str) -> None:
         there = {node["name"] for node in listed["nodes"]}
         begun = self.world.begun()
         every = {model.key: self.world.listed(model, self.login, wanted) for model in begun}
@@ -197,9 +199,7 @@ class Asking:
         if "versions" in node:
             numbers = frozenset(each["number"] for each in node["versions"]["nodes"])
             of = Derived((model.register("versions"),), len)
-            told.facts.append(
-                Fact(f"versions of {model.key}", of, node["versions"]["totalCount"])
-            )
+            told.facts.append(Fact(f"versions of {model.key}", of, node["versions"]["totalCount"]))
             of = self._versions_for(model)
             told.facts.append(Fact(f"list of versions of {model.key}", of, numbers))
             for each in node["versions"]["nodes"]:

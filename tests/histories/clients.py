@@ -5,7 +5,7 @@ import time
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import count
 from typing import Any, Final, Protocol
@@ -36,7 +36,6 @@ from .world import (
     OUTSIDER,
     TAGS,
     WORDS,
-    Known,
     World,
     stored,
 )
@@ -104,6 +103,8 @@ class Clients:
     locks: dict[Register, asyncio.Lock] = field(default_factory=dict)
     numbers: "count[int]" = field(default_factory=lambda: count(1))
     created: "count[int]" = field(default_factory=count)
+    kept: dict[tuple[str, bytes], Answer] = field(default_factory=dict)
+    """What was answered last to a GET, by the one who asked and the address."""
     is_over: bool = False
     """All end what they are at, and begin nothing more."""
 
@@ -171,15 +172,34 @@ class Clients:
         if way == "text":
             operation = {"query": question.document, "variables": dict(question.variables)}
             return await connections.post(operation, headers)
+        if self.world.chance.random() < 0.3:
+            headers["accept-encoding"] = "gzip"
         named = {"persistedQuery": {"version": 1, "sha256Hash": question.hash}}
         known = {"variables": dict(question.variables), "extensions": named}
         if way == "get":
             texts = {name: orjson.dumps(value).decode() for name, value in known.items()}
-            answer = await connections.get(texts, headers)
+            answer = await self._get(connections, texts, headers)
         else:
             answer = await connections.post(known, headers)
         if answer.codes == ["PERSISTED_QUERY_NOT_FOUND"]:
             return await connections.post({"query": question.document, **known}, headers)
+        return answer
+
+    async def _get(
+        self, connections: Connections, parameters: dict[str, str], headers: dict[str, str]
+    ) -> Answer:
+        """As a browser does, that has what it was answered last."""
+        key = (headers.get("authorization", ""), orjson.dumps(parameters))
+        kept = self.kept.get(key)
+        if kept is not None and self.world.chance.random() < 0.7:
+            headers = {**headers, "if-none-match": kept.headers["etag"]}
+        answer = await connections.get(parameters, headers)
+        if answer.status == 304:
+            assert kept is not None
+            self.log.layers["304"] += 1
+            return replace(kept, headers=answer.headers)
+        if "etag" in answer.headers:
+            self.kept[key] = answer
         return answer
 
     async def go_on_reading(self, pause: float) -> None:
@@ -237,7 +257,9 @@ class Clients:
         while True:
             begin = time.monotonic()
             try:
-                found = {each: await stored(self.database, self.world, each) for each in write.values}
+                found = {
+                    each: await stored(self.database, self.world, each) for each in write.values
+                }
             except PyMongoError:
                 await asyncio.sleep(0.1)
                 continue
@@ -384,9 +406,7 @@ class Clients:
             if login not in ("ada",) and model.key[0] in "pq":
                 return
             field = "likeModel" if liked else "unlikeModel"
-            await self.write(
-                {register: liked}, self.by_api(login, field, {"id": model.global_id})
-            )
+            await self.write({register: liked}, self.by_api(login, field, {"id": model.global_id}))
 
     async def alias(self) -> None:
         model, alias = self.world.draw(), self.world.chance.choice(ALIASES)
@@ -465,9 +485,7 @@ class Clients:
 
         model.is_begun = True
         async with self.lock(model.register("state")):
-            await self.write(
-                values, self.by_api("ada", "createModel", given, made, "model { id }")
-            )
+            await self.write(values, self.by_api("ada", "createModel", given, made, "model { id }"))
 
     async def delete(self) -> None:
         made = [m for m in self.world.models.values() if m.key[0] == "c" and m.id is not None]
@@ -500,7 +518,9 @@ class Clients:
         model = self.world.models[self.world.chance.choice(("p0", "p0", "q0"))]
         register = model.register("grant", OUTSIDER)
         async with self.lock(register):
-            role = None if self.now(register) else self.world.chance.choice(("VIEWER", "MAINTAINER"))
+            role = (
+                None if self.now(register) else self.world.chance.choice(("VIEWER", "MAINTAINER"))
+            )
             given = {
                 "subjectId": model.global_id,
                 "actorId": global_id("User", self.world.people[OUTSIDER].id),

@@ -124,7 +124,8 @@ class Nemesis:
         next."""
         while not self.is_over:
             for name in self.chance.sample(faults, len(faults)):
-                await asyncio.sleep(self.chance.uniform(0.3, 2 * pause))
+                # Some come one upon the other, others when all is well again and much is kept.
+                await asyncio.sleep(self.chance.choice((0.2, pause, pause, 5 * pause)))
                 if self.is_over:
                     return
                 begin = len(self.happened)

@@ -1,7 +1,6 @@
 """A history: engines, two servers, clients that read and write at random, and what goes wrong."""
 
 import asyncio
-import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
@@ -166,13 +165,13 @@ async def last_look(clients: Clients) -> None:
 
 def lines(found: Judged, log: Log, seconds: float) -> list[str]:
     """The report of a history."""
-    answered = sum(log.layers.values())
+    answered = sum(log.layers.values()) - log.layers["304"]
     told = [
         f"{found.reads} reads ({found.judged} values), {found.writes} writes ({found.unknown} of an unknown outcome) in {seconds:.0f} s",
         f"layers {dict(log.layers)}, hits {log.hits / max(1, answered):.2f}; slowest {log.slowest[0]:.2f} s: {log.slowest[2]} {around(log, log.slowest[1])}",
         f"broken {dict(log.broken)}, errors {dict(log.errors)}, refused {dict(log.refused)}",
         f"went back {found.went_back}, lag of direct writes {found.direct_lag * 1000:.0f} ms",
-        f"convicted {({kind.name: count for kind, count in found.kinds.items()})}",
+        f"convicted { ({kind.name: count for kind, count in found.kinds.items()}) }",
     ]
     return [*told, *log.examples, *[str(each) for each in found.verdicts[:10]]]
 
@@ -184,4 +183,3 @@ def around(log: Log, moment: float, seconds: float = 3.0) -> list[str]:
         for at, text in log.happened
         if moment - seconds <= at <= moment + 0.2
     ]
-

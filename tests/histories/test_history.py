@@ -42,7 +42,7 @@ async def test_nobody_is_told_what_is_old(tmp_path: Path) -> None:
         )
         seconds = time.monotonic() - begin
     judged, log = found.judged(), found.log
-    answers = sum(log.layers.values())
+    answers = sum(log.layers.values()) - log.layers["304"]
     told = "\n".join(
         [
             f"seed {seed}",

@@ -1,6 +1,7 @@
 """Requests as clients send them, with as little of a client as there can be: HTTP/1.1 and WebSocket."""
 
 import asyncio
+import gzip
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -90,14 +91,29 @@ class Connections:
             head = await reader.readuntil(b"\r\n\r\n")
             first, *lines = head.decode("latin-1").split("\r\n")[:-2]
             headers = {
-                name.lower(): value.strip() for name, _, value in (line.partition(":") for line in lines)
+                name.lower(): value.strip()
+                for name, _, value in (line.partition(":") for line in lines)
             }
-            body = await reader.readexactly(int(headers.get("content-length", 0)))
+            if "chunked" in headers.get("transfer-encoding", ""):
+                body = await _chunks(reader)
+            else:
+                body = await reader.readexactly(int(headers.get("content-length", 0)))
         except BaseException:
             writer.transport.abort()
             raise
         self._idle.append((port, reader, writer))
+        if headers.get("content-encoding") == "gzip":
+            body = gzip.decompress(body)
         return Answer(int(first.split()[1]), headers, body)
+
+
+async def _chunks(reader: asyncio.StreamReader) -> bytes:
+    found = b""
+    while size := int((await reader.readline()).split(b";")[0], 16):
+        found += await reader.readexactly(size)
+        await reader.readline()
+    await reader.readline()
+    return found
 
 
 class Socket:

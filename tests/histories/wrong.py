@@ -66,7 +66,11 @@ class WrongCache:
         changed = self.kept.changed if self.hears else self._changed
         since, found = self._answers.get(key, (0.0, None))
         now = time.monotonic()
-        if found is not None and now - since < self.seconds and not (self.forgets and changed > since):
+        if (
+            found is not None
+            and now - since < self.seconds
+            and not (self.forgets and changed > since)
+        ):
             return found
         answer = await connections.request(method, path, headers, body)
         if is_mutation:

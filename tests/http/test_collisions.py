@@ -63,13 +63,25 @@ def given(document: str, *variables: Any) -> list[dict[str, Any]]:
 def raw(document: str, *variables: str) -> list[dict[str, Any]]:
     """Variables as they are written."""
     text = orjson.dumps(document).decode()
-    return [
-        {"raw": f'{{"query": {text}, "variables": {each}}}'.encode()} for each in variables
-    ]
+    return [{"raw": f'{{"query": {text}, "variables": {each}}}'.encode()} for each in variables]
 
 
 async def test_numbers(both: Pair) -> None:
-    ways = ("1", "1.0", "1e0", "10e-1", '"1"', "true", "[1]", "-0", "0", "2", "1.5", "1e400", "null")
+    ways = (
+        "1",
+        "1.0",
+        "1e0",
+        "10e-1",
+        '"1"',
+        "true",
+        "[1]",
+        "-0",
+        "0",
+        "2",
+        "1.5",
+        "1e400",
+        "null",
+    )
     await in_any_order(both, raw(LIST, *[f'{{"first": {way}}}' for way in ways]))
     properties = [
         f'{{"filter": {{"property": [{{"key": "size", "eq": {way}}}]}}}}'
@@ -148,7 +160,7 @@ async def test_variables_that_nothing_uses_and_names_that_come_twice(both: Pair)
 async def test_texts_that_look_alike(both: Pair) -> None:
     words = (
         '"été"', '"e\\u0301te\\u0301"', '"\\u00e9t\\u00e9"', '"ETE"', '"Été"', '"ete"', '"whale"',
-        '"WHALE"', '"whale "', '"whale\\u00a0"', '"wha\\u200ble"', '"whale\\u0000"', '"ｗhale"',
+        '"WHALE"', '"whale "', '"whale\\u00a0"', '"wha\\u200ble"', '"whale\\u0000"', '"\\uff57hale"',
         '"tiny whale"', '"whale tiny"', '"\\"whale\\""', '"-whale"',
     )  # fmt: skip
     await in_any_order(both, raw(SEARCH, *[f'{{"words": {each}}}' for each in words]))
@@ -192,7 +204,19 @@ async def test_the_same_document_otherwise_written(both: Pair) -> None:
 
 
 async def test_which_operation_of_a_document(both: Pair) -> None:
-    names = ("First", "Second", "first", "FIRST", "", None, "Third", " First", "First\0", 1, ["First"])
+    names = (
+        "First",
+        "Second",
+        "first",
+        "FIRST",
+        "",
+        None,
+        "Third",
+        " First",
+        "First\0",
+        1,
+        ["First"],
+    )
     requests = [{"query": SEVERAL, "operationName": each} for each in names]
     await in_any_order(both, [*requests, {"query": SEVERAL}])
     single = [{"query": LIST, "operationName": each} for each in ("List", "", None, "list", "Lis")]

@@ -7,9 +7,12 @@ from typing import Any
 
 import pytest
 from beanie import PydanticObjectId
+from bson import ObjectId
 from pymongo.errors import AutoReconnect
 
 from modelharbor.auth.viewer import actor_principal
+from modelharbor.cache import keys
+from modelharbor.cache.client import connect_cache
 from modelharbor.db.actors import ActorDocument, ActorKind, MembershipDocument, Role
 from modelharbor.db.base import Row, utc_now
 from modelharbor.db.jobs import JobDocument, JobKind, JobLogDocument, JobState, Level
@@ -44,6 +47,27 @@ async def test_a_job_is_run_and_its_result_is_kept(hall: Hall) -> None:
     assert progress["message"] == "$half"
     assert done["started_at"] <= done["finished_at"]
     assert await hall.states(job["_id"]) == ["QUEUED", "RUNNING", "SUCCEEDED"]
+
+
+async def test_who_reads_that_a_job_is_done_reads_what_it_did(hall: Hall) -> None:
+    """What the job has written counts as acknowledged before its state says that it is done."""
+    keeping = hall.settings.model_copy(update={"response_cache": True})
+    wrote: list[int] = []
+
+    async def handler(job: Row, tools: Tools) -> None:
+        model_id = ObjectId()
+        await hall.database.data["cards"].insert_one({"_id": model_id})
+        now = (await hall.database.data.command("hello"))["operationTime"]
+        wrote.append(now.time << 32 | now.inc)
+
+    async with connect_cache(keeping) as cache:
+        key = cache.name(keys.acknowledged(keeping.mongo_database))
+        await cache.redis.set(key, f"{1:016x}")
+        job = await hall.put()
+        async with hall.working({REINDEX: handler}, response_cache=True):
+            await hall.reaches(job["_id"], "SUCCEEDED")
+        assert 1 < int(await cache.redis.get(key), 16) <= wrote[0]
+        await cache.redis.delete(key)
 
 
 async def test_events_tell_what_others_may_know(hall: Hall) -> None:
