@@ -18,10 +18,13 @@ from modelharbor.auth.watch import watching_viewers
 from modelharbor.cache.answers import open_answers
 from modelharbor.cache.budgets import Budgets
 from modelharbor.cache.client import connect_cache
-from modelharbor.cache.freshness import open_freshness
+from modelharbor.cache.freshness import Freshness, open_freshness
 from modelharbor.db.connection import connect
+from modelharbor.db.events import Stream
 from modelharbor.errors import HarborError
-from modelharbor.events.reader import open_reader
+from modelharbor.events.changes import Change, events_of
+from modelharbor.events.position import cluster_time_of
+from modelharbor.events.reader import Reader, open_reader
 from modelharbor.events.recorder import recording
 from modelharbor.execution.live import Live
 from modelharbor.execution.persisted import open_persisted
@@ -85,6 +88,7 @@ def create_app(
             freshness = await stack.enter_async_context(
                 open_freshness(database, cache, settings, budgets)
             )
+            _learn(reader, freshness)
             answers = await stack.enter_async_context(
                 open_answers(cache, freshness, settings, secret, metrics)
             )
@@ -136,6 +140,16 @@ def create_app(
     )
     app.router.redirect_slashes = False  # it would lead to whatever host the client named
     return app
+
+
+def _learn(reader: Reader, freshness: Freshness) -> None:
+    """Whatever tells clients of models by subscriptions, kept answers are as new as that."""
+
+    def told(change: Change) -> None:
+        freshness.learned(cluster_time_of(change.position))
+
+    # Before all who subscribe, and so called first.
+    reader.subscribe([events_of(Stream.MODELS)], told, lambda: _learn(reader, freshness))
 
 
 class Harbor(Starlette):

@@ -86,7 +86,7 @@ class Freshness:
         self._callbacks: list[Callable[[str, Any], None]] = []
         self._told_position = 0
         self._heard_at = 0.0  # all that was changed before then is known
-        self._acknowledged = 0
+        self._acknowledged = self._learned = 0
         self._wanted = 0  # what Redis is to be raised to, with the next round trip
         self._reaching: list[tuple[int, asyncio.Future[bool]]] = []
         self._suspended_until = 0.0
@@ -129,9 +129,13 @@ class Freshness:
         called is unknown here. False, and at once, while nobody knows."""
         if not self.is_enabled or not await self.rounds.next():
             return False
-        return self._is_certain() and (
-            self._told_position >= self._acknowledged or await self._reach(self._acknowledged)
-        )
+        wanted = max(self._acknowledged, self._learned)
+        return self._is_certain() and (self._told_position >= wanted or await self._reach(wanted))
+
+    def learned(self, position: int) -> None:
+        """Clients of this process are told of a change at this cluster time, by a subscription: what they
+        ask for then is no older."""
+        self._learned = max(self._learned, position)
 
     def is_current(self, position: int, tags: Collection[Tag]) -> bool:
         """Whether nothing that concerns one of `tags` was changed after `position`, as far as is known.

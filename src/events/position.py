@@ -26,6 +26,11 @@ def seconds_of(position: str) -> int:
     return int(position[:8], 16)
 
 
+def cluster_time_of(position: str) -> int:
+    """Seconds since 1970 << 32 | the number within the second."""
+    return int(position[:16], 16)
+
+
 def time_of(position: str) -> Timestamp:
     return Timestamp(int(position[:8], 16), int(position[8:16], 16))
 

@@ -252,6 +252,22 @@ async def test_a_request_that_must_know_of_changes_waits_for_them(
         await other.usable()
 
 
+async def test_what_clients_were_told_is_known_to_what_is_kept(
+    settings: Settings, register: Register
+) -> None:
+    """By a subscription, which follows the same changes on its own."""
+    async with process(settings) as one:
+        await one.usable()
+        before = one.freshness.position
+        _, wrote = await one.commit(register)
+        assert wrote is not None
+        one.freshness.learned(wrote)
+        assert await one.freshness.ready()
+        assert one.freshness.position >= wrote > before
+        one.freshness.learned(wrote + (3600 << 32))
+        assert not await one.freshness.ready()
+
+
 async def test_who_has_not_heard_for_a_second_uses_nothing(
     settings: Settings, register: Register, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -7,8 +7,8 @@ from typing import Any, Final
 
 from modelharbor.schema.nodes import global_id
 
-from .checker import Count, Derived, Fact, Register, Value
-from .world import ACTIVE, ALIASES, ANYBODY, COMING, LIKING, LISTS, Known, Wanted, World, with_word
+from .checker import Count, Derived, Fact, Members, Register, Value
+from .world import ALIASES, ANYBODY, COMING, LIKING, LISTS, Known, Wanted, World, with_word
 
 PAGE: Final = 60
 """More than there are models at a time."""
@@ -20,6 +20,7 @@ class Told:
 
     seen: dict[Register, Value] = field(default_factory=dict)
     facts: list[Fact] = field(default_factory=list)
+    members: list[Members] = field(default_factory=list)
     counts: list[Count] = field(default_factory=list)
 
 
@@ -122,15 +123,15 @@ class Asking:
         """Something in which the register may be."""
         chance, world = self.world.chance, self.world
         of, key, *more = register
+        many: list[Callable[[], Question]] = [self.page]
         if of == "member":
-            private = world.models["p0"]
-            return chance.choice([self.page, self.viewer, lambda: self.one(private)])()
+            many += [self.viewer, lambda: self.one(world.models["p0"])]
+            return chance.choice(many)()
         if of == "display":
-            return chance.choice(
-                [self.page, self.nodes, lambda: self.related(world.models["m0"])]
-            )()
+            many += [self.nodes, lambda: self.related(world.models["m0"])]
+            return chance.choice(many)()
         model = world.models[key]
-        many: list[Callable[[], Question]] = [self.page, lambda: self.one(model)]
+        many.append(lambda: self.one(model))
         if of in ("summary", "tags", "state", "visibility", "grant"):
             many += [
                 lambda: self.filtered(chance.choice(LISTS)),
@@ -155,13 +156,9 @@ class Asking:
         told.facts.append(Fact(name, of, is_there, right=of))
 
     def _list(self, told: Told, listed: dict[str, Any], wanted: Wanted | None, name: str) -> None:
-        there = {node["name"] for node in listed["nodes"]}
-        begun = self.world.begun()
-        every = {model.key: self.world.listed(model, self.login, wanted) for model in begun}
-        for key, of in every.items():
-            right = self.world.visible(self.world.models[key], self.login)
-            fact = Fact(f"{name} of {self.login} has {key}", of, key in there, right)
-            told.facts.append(fact)
+        there = frozenset(node["name"] for node in listed["nodes"])
+        every, rights = self.world.lists(self.login, wanted)
+        told.members.append(Members(f"{name} of {self.login}", every, rights, there))
         if "totalCount" in listed:
             count = Count(f"{name} of {self.login}", tuple(every.values()), listed["totalCount"])
             told.counts.append(count)
@@ -260,7 +257,7 @@ class Asking:
         return Question(LIST, {}, lambda data, told: self._list(told, data["models"], None, "page"))
 
     def filtered(self, wanted: Wanted) -> Question:
-        name = f"list {wanted.filter}"
+        name = f"list {wanted.name}"
 
         def understand(data: dict[str, Any], told: Told) -> None:
             self._list(told, data["models"], wanted, name)
@@ -315,14 +312,9 @@ class Asking:
 
     def suggested(self, owner: str) -> Question:
         def understand(data: dict[str, Any], told: Told) -> None:
-            there = set(data["suggest"])
-            for model in self.world.begun():
-                if model.owner == owner:
-                    of = self.world.visible(model, self.login, (ACTIVE,))
-                    name = f"suggestions of {self.login} have {model.key}"
-                    is_there = f"{owner}/{model.name}" in there
-                    right = self.world.visible(model, self.login)
-                    told.facts.append(Fact(name, of, is_there, right))
+            there = frozenset(text.removeprefix(f"{owner}/") for text in data["suggest"])
+            of, rights = self.world.suggestions(self.login, owner)
+            told.members.append(Members(f"suggestions of {self.login}", of, rights, there))
 
         return Question(SUGGESTED, {"prefix": f"{owner}/"}, understand)
 

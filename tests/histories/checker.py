@@ -82,6 +82,18 @@ class Fact:
 
 
 @dataclass(frozen=True, slots=True)
+class Members:
+    """What a list was said to have, of all that it might have."""
+
+    name: str
+    of: Mapping[str, Derived]
+    """Whether it has it."""
+    rights: Mapping[str, Derived]
+    """Whether one may be told that it is there."""
+    value: frozenset[str]
+
+
+@dataclass(frozen=True, slots=True)
 class Count:
     """How many of these were said to hold."""
 
@@ -96,6 +108,7 @@ class Read:
     end: float
     seen: Mapping[Register, Value] = field(default_factory=dict)
     facts: Sequence[Fact] = ()
+    members: Sequence[Members] = ()
     counts: Sequence[Count] = ()
     by: str = ""
 
@@ -283,20 +296,28 @@ def _judge_read(histories: Mapping[Register, _History], read: Read, judged: Judg
         judged.verdicts.append(Verdict(kind, what, value, values(register), read, late))
         if kind is Kind.OUTSIDE:
             judged.direct_lag = max(judged.direct_lag, late)
-    for fact in read.facts:
+
+    def check(name: str, of: Derived, value: Value, right: Derived | None) -> None:
         judged.judged += 1
-        allowed = _follows(fact.of, values)
-        if fact.value not in allowed:
-            may = _follows(fact.right, values) if fact.right and fact.value else {True}
+        allowed = _follows(of, values)
+        if value not in allowed:
+            may = _follows(right, values) if right and value else {True}
             kind = Kind.IMPOSSIBLE if True in may else Kind.HIDDEN
-            judged.verdicts.append(Verdict(kind, fact.name, fact.value, allowed, read))
+            judged.verdicts.append(Verdict(kind, name, value, allowed, read))
+
+    for fact in read.facts:
+        check(fact.name, fact.of, fact.value, fact.right)
+    for members in read.members:
+        for key, of in members.of.items():
+            check(f"{members.name} has {key}", of, key in members.value, members.rights[key])
     for count in read.counts:
         judged.judged += 1
-        each = [_follows(derived, values) for derived in count.of]
-        least, most = sum(found == {True} for found in each), sum(True in found for found in each)
+        allowed = [_follows(derived, values) for derived in count.of]
+        least = sum(found == {True} for found in allowed)
+        most = sum(True in found for found in allowed)
         if not least <= count.value <= most:
-            allowed = f"{least} to {most}"
-            verdict = Verdict(Kind.IMPOSSIBLE, count.name, count.value, allowed, read)
+            between = f"{least} to {most}"
+            verdict = Verdict(Kind.IMPOSSIBLE, count.name, count.value, between, read)
             judged.verdicts.append(verdict)
 
 

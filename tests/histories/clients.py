@@ -51,10 +51,15 @@ SAMPLES: Final = 5
 class Process(Protocol):
     """A server, as clients see it."""
 
-    name: str
-    port: int
-    is_up: bool
-    """It answers, or will: connections to it that break are worth a count."""
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def port(self) -> int: ...
+
+    @property
+    def is_up(self) -> bool:
+        """It answers, or will: connections to it that break are worth a count."""
 
 
 @dataclass
@@ -156,7 +161,9 @@ class Clients:
         else:
             question.understand(answer.json["data"], told)
         by = f"{login} by {way} from {process.name} ({answer.layer}): {question.document.split('(')[0].split('{')[0].strip()} {dict(question.variables)}"
-        self.log.reads.append(Read(begin, end, told.seen, told.facts, told.counts, by))
+        self.log.reads.append(
+            Read(begin, end, told.seen, told.facts, told.members, told.counts, by)
+        )
 
     async def _ask(
         self, process: Process, question: Question, authorization: str | None, login: str, way: str

@@ -91,7 +91,7 @@ class Engines:
         redis = Redis(port=self.redis_port, socket_timeout=5, socket_connect_timeout=5)
         try:
             async with redis:
-                await redis.execute_command(*command)
+                await redis.execute_command(*command)  # type: ignore[no-untyped-call]  # redis-py leaves it untyped
         except (RedisError, OSError):
             return False
         return True

@@ -1,18 +1,32 @@
 """The judge itself: histories that are wrong are convicted, those that are right are not."""
 
+from typing import Any
+
 import pytest
 
-from .checker import Count, Derived, Fact, Judged, Kind, Read, Write, judge
+from .checker import (
+    Count,
+    Derived,
+    Fact,
+    Judged,
+    Kind,
+    Members,
+    Read,
+    Register,
+    Value,
+    Write,
+    judge,
+)
 
 A = ("summary", "a")
 B = ("visible", "a")
 
 
-def write(value: object, begin: float, end: float = float("inf"), **more: bool) -> Write:
+def write(value: str, begin: float, end: float = float("inf"), **more: Any) -> Write:
     return Write({A: value}, begin, end, **more)
 
 
-def read(value: object, begin: float, end: float) -> Read:
+def read(value: str, begin: float, end: float) -> Read:
     return Read(begin, end, {A: value})
 
 
@@ -113,7 +127,7 @@ def test_what_follows_from_several_registers() -> None:
 
 def test_counts() -> None:
     parts = [Derived((("like", each),), lambda liked: liked) for each in "abc"]
-    initial = {("like", each): False for each in "abc"}
+    initial: dict[Register, Value] = {("like", each): False for each in "abc"}
     writes = [Write({("like", "a"): True}, 1, 2), Write({("like", "b"): True}, 3, 9)]
 
     def count(value: int, begin: float) -> list[Kind]:
@@ -122,3 +136,19 @@ def test_counts() -> None:
 
     assert [count(value, 4) for value in (1, 2)] == [[], []]
     assert [count(value, 4) for value in (0, 3)] == [[Kind.IMPOSSIBLE], [Kind.IMPOSSIBLE]]
+
+
+def test_lists() -> None:
+    listed = {each: Derived((("in", each),), lambda there: there) for each in "ab"}
+    initial: dict[Register, Value] = {("in", each): True for each in "ab"}
+    writes = [Write({("in", "a"): False}, 1, 2)]
+
+    def members(value: str, begin: float) -> list[str]:
+        told = Members("it", listed, listed, frozenset(value))
+        found = judge(initial, writes, [Read(begin, begin + 0.1, members=[told])])
+        return [f"{verdict.kind.name} {verdict.what}" for verdict in found.verdicts]
+
+    assert [members(value, 1.5) for value in ("ab", "b")] == [[], []]
+    assert members("b", 2) == []
+    assert members("ab", 2) == ["HIDDEN it has a"]
+    assert members("", 2) == ["IMPOSSIBLE it has b"]

@@ -2,13 +2,14 @@
 
 import asyncio
 from contextlib import AsyncExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from .checker import Kind
-from .run import Load, history, lines, stage
+from .run import History, Load, history, lines, stage
 from .wrong import Kept, WrongCache
 
 pytestmark = pytest.mark.anyio
@@ -30,6 +31,10 @@ WRONG: dict[str, tuple[dict[str, Any], Load, Kind]] = {
 }
 
 
+def convicts(kind: Kind, made: History) -> bool:
+    return kind in made.judged().kinds
+
+
 async def test_wrong_caches_are_convicted(tmp_path: Path) -> None:
     async with stage(tmp_path, servers=1, response_cache=False) as staged:
         [server] = staged.processes
@@ -46,7 +51,7 @@ async def test_wrong_caches_are_convicted(tmp_path: Path) -> None:
                         SECONDS,
                         number,
                         load,
-                        enough=lambda made, kind=expected: kind in made.judged().kinds,
+                        enough=partial(convicts, expected),
                     )
             judged = found.judged()
             assert expected in judged.kinds, "\n".join([name, *lines(judged, found.log, SECONDS)])

@@ -52,7 +52,7 @@ class Connections:
     async def __aenter__(self) -> Self:
         return self
 
-    async def __aexit__(self, *_: object) -> None:
+    async def __aexit__(self, *ended: object) -> None:
         for _, _, writer in self._idle:
             writer.transport.abort()
 

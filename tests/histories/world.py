@@ -93,6 +93,8 @@ class World:
     tokens: list[Given]
     chance: Random
     initial: dict[Register, Value] = field(default_factory=dict)
+    _derived: dict[tuple[Any, ...], Any] = field(default_factory=dict)
+    """What was made before: there are many reads, and few different things that they are about."""
 
     def registers(self, model: Known) -> tuple[Register, ...]:
         """On which it depends what a viewer may do with a model."""
@@ -117,14 +119,22 @@ class World:
 
     def permissions(self, model: Known, login: str) -> Derived:
         """What a viewer may do with it, as a set of names."""
+        return self._once(("may", model.key, login), lambda: self._permissions(model, login))
 
+    def _once(self, key: tuple[Any, ...], make: Callable[[], Derived]) -> Derived:
+        if key not in self._derived:
+            self._derived[key] = make()
+        found: Derived = self._derived[key]
+        return found
+
+    def _permissions(self, model: Known, login: str) -> Derived:
         def follows(
             state: str | None, visibility: str, grant: str | None, member: str | None
         ) -> frozenset[str]:
             if state is None:
                 return frozenset()
             grants = [{"actor_id": self.people[OUTSIDER].id, "role": grant}] if grant else []
-            row = {
+            row: Row = {
                 "state": state,
                 "visibility": visibility,
                 "owner_id": model.owner_id,
@@ -139,15 +149,50 @@ class World:
         self, model: Known, login: str, states: tuple[str, ...] = (ACTIVE, ARCHIVED)
     ) -> Derived:
         """Whether a viewer finds it."""
+        key = ("visible", model.key, login, states)
+        return self._once(key, lambda: self._visible(model, login, states))
+
+    def _visible(self, model: Known, login: str, states: tuple[str, ...]) -> Derived:
         may = self.permissions(model, login).follows
 
         def follows(state: str | None, *rights: Any) -> bool:
-            return state in states and "READ" in may(state, *rights)
+            held: Any = may(state, *rights)
+            return state in states and "READ" in held
 
         return Derived(self.registers(model), follows)
 
     def listed(self, model: Known, login: str, wanted: "Wanted | None" = None) -> Derived:
         """Whether a list of a viewer has it."""
+        key = ("listed", model.key, login, wanted and wanted.name)
+        return self._once(key, lambda: self._listed(model, login, wanted))
+
+    def lists(
+        self, login: str, wanted: "Wanted | None" = None
+    ) -> tuple[dict[str, Derived], dict[str, Derived]]:
+        """Of all models: whether a list has it, and whether the viewer may see it."""
+        begun = self.begun()
+        key = ("lists", login, wanted and wanted.name, len(begun))
+        if key not in self._derived:
+            self._derived[key] = (
+                {model.key: self.listed(model, login, wanted) for model in begun},
+                {model.key: self.visible(model, login) for model in begun},
+            )
+        found: tuple[dict[str, Derived], dict[str, Derived]] = self._derived[key]
+        return found
+
+    def suggestions(self, login: str, owner: str) -> tuple[dict[str, Derived], dict[str, Derived]]:
+        """The same of the completions of a login."""
+        listed, rights = self.lists(login)
+        own = {model.key for model in self.begun() if model.owner == owner}
+        key = ("suggestions", login, owner, len(listed))
+        if key not in self._derived:
+            self._derived[key] = tuple(
+                {name: of for name, of in each.items() if name in own} for each in (listed, rights)
+            )
+        found: tuple[dict[str, Derived], dict[str, Derived]] = self._derived[key]
+        return found
+
+    def _listed(self, model: Known, login: str, wanted: "Wanted | None") -> Derived:
         visible = self.visible(model, login, (ACTIVE,))
         if wanted is None:
             return visible
@@ -173,22 +218,27 @@ class World:
 class Wanted:
     """What the models of a list have in common."""
 
+    name: str
     of: str
     fits: Callable[[Known, Any], bool]
     filter: dict[str, Any]
 
 
 def with_tag(tag: str) -> Wanted:
-    return Wanted("tags", lambda _, tags: tag in tags, {"tags": {"hasAny": [tag]}})
+    return Wanted(f"with {tag}", "tags", lambda _, tags: tag in tags, {"tags": {"hasAny": [tag]}})
 
 
 def with_word(word: str) -> Wanted:
     """For `search`, not for `filter`."""
-    return Wanted("summary", lambda _, summary: (summary or "").split()[:1] == [word], {})
+    return Wanted(
+        f"of {word}", "summary", lambda _, summary: (summary or "").split()[:1] == [word], {}
+    )
 
 
 def of_owner(login: str) -> Wanted:
-    return Wanted("tags", lambda model, _: model.owner == login, {"owner": {"eq": login}})
+    return Wanted(
+        f"of {login}", "tags", lambda model, _: model.owner == login, {"owner": {"eq": login}}
+    )
 
 
 LISTS: Final = (*map(with_tag, TAGS), of_owner("ada"), of_owner(ORGANIZATION))
@@ -272,7 +322,7 @@ def _begin(
     }
 
 
-async def stored(database: Database, world: World, register: Register) -> Value:
+async def stored(database: Database, world: World, register: Register) -> Any:
     """What the database has now."""
     of, key, *more = register
     if of == "token":
@@ -311,7 +361,7 @@ async def stored(database: Database, world: World, register: Register) -> Value:
     return _of_model(model, row, of, more)
 
 
-def _of_model(model: Known, row: Row, of: str, more: list[str]) -> Value:
+def _of_model(model: Known, row: Row, of: str, more: list[str]) -> Any:
     if of == "grant":
         return row["grants"][0]["role"] if row["grants"] else None
     if of == "alias":

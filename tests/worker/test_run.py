@@ -66,7 +66,9 @@ async def test_who_reads_that_a_job_is_done_reads_what_it_did(hall: Hall) -> Non
         job = await hall.put()
         async with hall.working({REINDEX: handler}, response_cache=True):
             await hall.reaches(job["_id"], "SUCCEEDED")
-        assert 1 < int(await cache.redis.get(key), 16) <= wrote[0]
+        found = await cache.redis.get(key)
+        assert found is not None
+        assert 1 < int(found, 16) <= wrote[0]
         await cache.redis.delete(key)
 
 
