@@ -66,7 +66,7 @@ bench: ## Measure the canonical operations (MODELS=10000 SECONDS=5 ARGS=--write)
 	@$(PREPARE) .venv/developed .venv/libraries
 	@exec $(BIN)/python -m bench $(if $(filter-out file,$(origin MODELS)),--models '$(MODELS)') $(if $(SECONDS),--seconds '$(SECONDS)') $(ARGS)
 
-bench-cache: ## Measure answers that are kept, beside Starlette and others, 20 minutes (ARGS=--write)
+bench-cache: ## Measure answers that are kept, beside Starlette and others, 15 minutes (ARGS=--write)
 	@$(call debian,command -v wrk >/dev/null,wrk,the measurements need it)
 	@$(PREPARE) .venv/developed .venv/libraries bench/peers/node/node_modules/installed
 	@exec $(BIN)/python -m bench.cache $(if $(SECONDS),--seconds '$(SECONDS)') $(ARGS)

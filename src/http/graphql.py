@@ -88,7 +88,7 @@ class GraphQLEndpoint:
         try:
             if method not in {"GET", "POST"}:
                 raise MethodNotAllowed("GraphQL takes GET and POST.")
-            if method == "GET" and _wants_page(request.whole):
+            if method == "GET" and _wants_page(request):
                 return await self.page(request.whole)
             media = negotiate(request.header(b"accept"))
             return await self.answer(request, media)
@@ -247,10 +247,12 @@ def _quality(options: list[str]) -> float:
     return 1.0
 
 
-def _wants_page(request: Request[State]) -> bool:
+def _wants_page(request: Incoming) -> bool:
     """A person's browser: it says `text/html` itself, and asks for no operation."""
-    asked = {"query", "extensions", "documentId"} & request.query_params.keys()
-    accepted = (part.split(";")[0].strip() for part in request.headers.get("accept", "").split(","))
+    if b"text/html" not in request.headers.get(b"accept", b""):
+        return False
+    asked = {"query", "extensions", "documentId"} & request.whole.query_params.keys()
+    accepted = (part.split(";")[0].strip() for part in (request.header(b"accept") or "").split(","))
     return not asked and "text/html" in accepted
 
 

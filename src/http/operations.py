@@ -322,9 +322,8 @@ class Operations:
         if prepared.own_price is None and not answer.errors:
             state["budgets"].settle(charge, max(actual, LEAST) - (prepared.price - charge.cost))
         is_whole, body = self.content(request, answer)
-        entry = None
-        if policy is not None and is_whole and answer.read is not None:
-            read = answer.read
+        entry, read = None, answer.read
+        if policy is not None and is_whole and read is not None and policy.max_age > read.age:
             entry = Entry(
                 body,
                 read.position,

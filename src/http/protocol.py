@@ -1,13 +1,18 @@
 """uvicorn's protocols, with what they lack: an end to the head of a request (its parser keeps headers of
-any length), a way to be rid of clients that take nothing, and a word to open connections before the
-process ends."""
+any length), a way to be rid of clients that take nothing, a word to open connections before the process
+ends, and one write for an answer."""
 
 import asyncio
 import logging
+import re
 from http import HTTPStatus
 from typing import Any, Final, cast
 
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import (
+    STATUS_LINE,
+    HttpToolsProtocol,
+    RequestResponseCycle,
+)
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 from websockets.http11 import Request
 from websockets.protocol import State
@@ -55,6 +60,8 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def on_headers_complete(self) -> None:
         super().on_headers_complete()
+        if type(self.cycle) is RequestResponseCycle:
+            self.cycle.__class__ = OneWriteCycle  # it has not begun
         self.scope[CUT_OFF] = self.transport.abort  # type: ignore[typeddict-unknown-key]  # ours alone
 
     def handle_websocket_upgrade(self) -> None:
@@ -115,6 +122,79 @@ class BoundedProtocol(HttpToolsProtocol):
         self.head_bytes += size
         if self.head_bytes > HEAD_BYTES:
             raise HeadTooLarge
+
+
+USUAL_NAMES: Final = frozenset(
+    {
+        *(b"age", b"allow", b"cache-control", b"content-encoding", b"content-length"),
+        *(b"content-security-policy", b"content-type", b"date", b"etag", b"link", b"ratelimit"),
+        *(b"ratelimit-policy", b"referrer-policy", b"retry-after", b"surrogate-key", b"vary"),
+        *(b"www-authenticate", b"x-cache", b"x-content-type-options", b"x-frame-options"),
+        b"x-request-id",
+    }
+)
+"""Of headers: names that are known to be fit to be sent, and to have no say in how."""
+UNFIT: Final = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]")
+TOGETHER_BYTES: Final = 64 * 1024
+
+
+class OneWriteCycle(RequestResponseCycle):
+    """Sends a usual answer that comes whole, head and body, in one write. uvicorn looks at each header
+    by itself, which takes a quarter of the time that a kept answer takes in all; whatever is not as
+    usual here is left to it."""
+
+    head: bytes | None = None  # of an answer whose body is yet to come
+
+    async def send(self, message: Any) -> None:
+        if message["type"] == "http.response.start":
+            if not self.response_started and (head := self._head_of(message)) is not None:
+                self.head = head
+                self.response_started, self.waiting_for_100_continue = True, False
+                return
+        elif self.head is not None:
+            if self.flow.write_paused and not self.disconnected:
+                await self.flow.drain()
+            head, self.head = self.head, None
+            body: bytes = message.get("body", b"")
+            if (
+                len(body) == self.expected_content_length
+                and len(body) <= TOGETHER_BYTES
+                and not message.get("more_body", False)
+            ):
+                if not self.disconnected:
+                    self.transport.write(head + body)
+                    self._end()
+                return
+            if not self.disconnected:
+                self.transport.write(head)
+        await super().send(message)
+
+    def _end(self) -> None:
+        self.expected_content_length = 0
+        self.response_complete = True
+        self.message_event.set()
+        if not self.keep_alive:
+            self.transport.close()
+        self.on_response()
+
+    def _head_of(self, message: Any) -> bytes | None:
+        """None for what uvicorn is to do."""
+        line = STATUS_LINE.get(message["status"])
+        if line is None or not self.keep_alive or self.access_log or self.scope["method"] == "HEAD":
+            return None
+        length, parts, values = None, [line], []
+        for name, value in (*self.default_headers, *message["headers"]):
+            if name not in USUAL_NAMES:
+                return None
+            if name == b"content-length":
+                length = value
+            parts += (name, b": ", value, b"\r\n")
+            values.append(value)
+        if length is None or not length.isdigit() or UNFIT.search(b"".join(values)):
+            return None
+        self.expected_content_length, self.chunked_encoding = int(length), False
+        parts.append(b"\r\n")
+        return b"".join(parts)
 
 
 class SocketProtocol(WebSocketsSansIOProtocol):

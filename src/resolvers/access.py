@@ -1,6 +1,6 @@
 """May this viewer do it? What one may not see does not exist; what one may see is FORBIDDEN by name."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from dataclasses import replace
 from typing import Any
 
@@ -33,6 +33,12 @@ def refuse_without(
     else:
         message = f"This needs the permission {permission.value} on {what}: ask its administrators."
     raise Refused(ErrorCode.FORBIDDEN, message, *path)
+
+
+def turn_of(model_id: ObjectId) -> Hashable:
+    """For `Database.transaction`: those who change one model go one after the other. At the same time
+    they would collide, and each begin anew until its time is over."""
+    return "models", model_id
 
 
 def full_name(model: Row) -> str:

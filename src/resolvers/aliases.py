@@ -15,7 +15,7 @@ from modelharbor.db.tokens import Permission
 from modelharbor.db.versions import VersionStatus
 from modelharbor.errors import ErrorCode, Refused
 
-from .access import full_name, may, model_for, refuse_unless_active
+from .access import full_name, may, model_for, refuse_unless_active, turn_of
 from .models import changed
 from .names import bad, valid_alias, valid_comment
 from .telling import tell_of_model
@@ -62,7 +62,7 @@ async def set_alias(
         entry = next(entry for entry in model["aliases"] if entry["name"] == name)
         return {**entry, "model_id": model_id}
 
-    return await database.transaction(work)
+    return await database.transaction(work, turn=turn_of(model_id))
 
 
 async def _refuse_unless_ready(
@@ -187,4 +187,4 @@ async def delete_alias(database: Database, viewer: Viewer, *, model_id: ObjectId
         )
         return {**old, "model_id": model_id}
 
-    return await database.transaction(work)
+    return await database.transaction(work, turn=turn_of(model_id))

@@ -12,7 +12,7 @@ from modelharbor.db.connection import Database
 from modelharbor.db.models import LikeDocument, trending_score_expression
 from modelharbor.db.tokens import Permission
 
-from .access import model_for
+from .access import model_for, turn_of
 from .models import changed
 
 
@@ -44,7 +44,7 @@ async def _like(database: Database, viewer: Viewer, model_id: ObjectId, liked: b
             await likes.delete_one(mine, session=session)
         return await changed(database, session, {"_id": model_id}, _count(1 if liked else -1))
 
-    return await database.transaction(work)
+    return await database.transaction(work, turn=turn_of(model_id))
 
 
 def _count(change: int) -> list[dict[str, Any]]:

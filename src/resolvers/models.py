@@ -29,7 +29,15 @@ from modelharbor.db.tokens import Permission
 from modelharbor.errors import ErrorCode, Refused
 from modelharbor.settings import Settings
 
-from .access import full_name, may, model_for, refuse_stale, refuse_unless_active, refuse_without
+from .access import (
+    full_name,
+    may,
+    model_for,
+    refuse_stale,
+    refuse_unless_active,
+    refuse_without,
+    turn_of,
+)
 from .cards import Card, render_card_apart
 from .idempotency import Attempt, create_once
 from .names import (
@@ -346,7 +354,7 @@ async def update_model(
         )
         return model
 
-    return await database.transaction(work)
+    return await database.transaction(work, turn=turn_of(model_id))
 
 
 def differs(old: Any, new: Any) -> bool:
@@ -516,4 +524,4 @@ async def _transition(
         )
         return now
 
-    return await database.transaction(work)
+    return await database.transaction(work, turn=turn_of(model_id))

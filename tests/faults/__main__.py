@@ -4,8 +4,11 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Final
 
 from .figures import FILE, SIZE, table
+
+WHERE: Final = ("tests/faults", "tests/histories", "tests/http/test_leaks.py")
 
 
 def main() -> int:
@@ -13,7 +16,7 @@ def main() -> int:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("")
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", "tests/faults", "-q", *sys.argv[1:]],
+        [sys.executable, "-m", "pytest", *WHERE, "-q", *sys.argv[1:]],
         env={SIZE: "long", **os.environ, FILE: str(path)},
         check=False,
     )

@@ -40,7 +40,7 @@ class Question:
 
 ONE: Final = """query One($owner: String!, $name: String!) {
   model(owner: $owner, name: $name) {
-    id fullName summary tags visibility state
+    id fullName summary tags task visibility state
     stats { likes versions }
   }
 }"""
@@ -68,7 +68,7 @@ LIST: Final = f"""query Page {{
   }}
 }}"""
 FILTERED: Final = f"""query Filtered($filter: ModelFilter!) {{
-  models(first: {PAGE}, filter: $filter) {{ totalCount nodes {{ name summary tags }} }}
+  models(first: {PAGE}, filter: $filter) {{ totalCount nodes {{ name summary tags task }} }}
 }}"""
 SEARCHED: Final = f"""query Searched($words: String!) {{
   models(first: {PAGE}, search: $words) {{ totalCount nodes {{ name summary }} }}
@@ -132,7 +132,7 @@ class Asking:
             return chance.choice(many)()
         model = world.models[key]
         many.append(lambda: self.one(model))
-        if of in ("summary", "tags", "state", "visibility", "grant"):
+        if of in ("summary", "tags", "state", "visibility", "grant", "task"):
             many += [
                 lambda: self.filtered(chance.choice(LISTS)),
                 lambda: self.searched(chance.choice(("alpha", "beta"))),
@@ -142,6 +142,7 @@ class Asking:
             ]
         elif of == "alias":
             many = [lambda: self.resolved(model, more[0]), lambda: self.related(model)]
+            many.append(lambda: self.filtered(chance.choice(LISTS)))
         elif of == "like":
             many += [lambda: self.mine(model)]
         elif of in ("label", "files", "versions", "card"):
@@ -160,14 +161,15 @@ class Asking:
         every, rights = self.world.lists(self.login, wanted)
         told.members.append(Members(f"{name} of {self.login}", every, rights, there))
         if "totalCount" in listed:
-            count = Count(f"{name} of {self.login}", tuple(every.values()), listed["totalCount"])
+            total = listed["totalCount"]
+            count = Count(f"{name} of {self.login}", tuple(every.values()), total, is_of_list=True)
             told.counts.append(count)
         for node in listed["nodes"]:
             self._model(told, self.world.models[node["name"]], node)
 
     def _model(self, told: Told, model: Known, node: dict[str, Any]) -> None:
         seen = told.seen
-        for name in ("summary", "visibility", "state"):
+        for name in ("summary", "visibility", "state", "task"):
             if name in node:
                 seen[model.register(name)] = node[name]
         if "tags" in node:

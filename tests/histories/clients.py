@@ -35,7 +35,9 @@ from .world import (
     ORGANIZATION,
     OUTSIDER,
     TAGS,
+    TASKS,
     WORDS,
+    Known,
     World,
     stored,
 )
@@ -46,6 +48,8 @@ ON_SOCKETS: Final = (ANYBODY, "ada", "bob")
 SETTLE_SECONDS: Final = 1.5
 """After a broken write, until what it came to stands in the database."""
 SAMPLES: Final = 5
+MOST_MADE: Final = 20
+"""Models at a time, so that a page has all."""
 
 
 class Process(Protocol):
@@ -348,6 +352,7 @@ class Clients:
         ways: list[tuple[Callable[[], Awaitable[None]], float]] = [
             (self.summary, 5.0),
             (self.tags, 3.0),
+            (self.task, 2.0),
             (self.like, 2.0),
             (self.alias, 2.0),
             (self.label, 1.0),
@@ -356,6 +361,7 @@ class Clients:
             (self.state, 1.0),
             (self.create, 1.5),
             (self.delete, 1.0),
+            (self.undelete, 0.5),
             (self.version, 0.5),
             (self.grant, 1.5),
             (self.membership, 1.0),
@@ -404,6 +410,15 @@ class Clients:
             given = {"id": model.global_id, change: [tag]}
             values = {register: self.now(register) ^ {tag}}
             await self.write(values, self.by_api("ada", "updateModel", given))
+
+    async def task(self) -> None:
+        model = self.world.draw()
+        register = model.register("task")
+        async with self.lock(register):
+            others = sorted({None, *TASKS} - {self.now(register)}, key=str)
+            task = self.world.chance.choice(others)
+            given = {"id": model.global_id, "task": task}
+            await self.write({register: task}, self.by_api("ada", "updateModel", given))
 
     async def like(self) -> None:
         model, login = self.world.draw(), self.world.chance.choice(LIKING)
@@ -466,7 +481,11 @@ class Clients:
             await self.write({register: value}, self.by_api("ada", field, given))
 
     async def create(self) -> None:
-        model, text = self.world.models[f"c{next(self.created)}"], self.word()
+        model = self.world.models.get(f"c{next(self.created)}")
+        if model is None or len(self.made()) >= MOST_MADE:
+            await self.delete()
+            return
+        text = self.word()
         tags = self.world.chance.choice(([], [TAGS[0]]))
         if self.world.chance.random() < 0.7:
             # Nobody finds it, and everybody is to find it as soon as it is there.
@@ -494,9 +513,13 @@ class Clients:
         async with self.lock(model.register("state")):
             await self.write(values, self.by_api("ada", "createModel", given, made, "model { id }"))
 
+    def made(self) -> list[Known]:
+        """Models that came to be meanwhile, and are there."""
+        found = [each for each in self.world.begun() if each.key[0] == "c"]
+        return [each for each in found if self.now(each.register("state")) == ACTIVE and each.id]
+
     async def delete(self) -> None:
-        made = [m for m in self.world.models.values() if m.key[0] == "c" and m.id is not None]
-        there = [m for m in made if self.now(m.register("state")) == ACTIVE]
+        there = self.made()
         if len(there) < 3:
             return
         model = self.world.chance.choice(there)
@@ -506,6 +529,21 @@ class Clients:
                 return
             given = {"id": model.global_id}
             await self.write({register: DELETED}, self.by_api("ada", "deleteModel", given))
+
+    async def undelete(self) -> None:
+        """Found by its name again."""
+        if len(self.made()) >= MOST_MADE:
+            return
+        made = [each for each in self.world.begun() if each.key[0] == "c"]
+        gone = [each for each in made if self.now(each.register("state")) == DELETED]
+        if not gone:
+            return
+        model = self.world.chance.choice(gone)
+        register = model.register("state")
+        async with self.lock(register):
+            if self.now(register) == DELETED:
+                given = {"id": model.global_id}
+                await self.write({register: ACTIVE}, self.by_api("ada", "restoreModel", given))
 
     async def version(self) -> None:
         model = self.world.draw()

@@ -193,14 +193,15 @@ class World:
         return found
 
     def _listed(self, model: Known, login: str, wanted: "Wanted | None") -> Derived:
-        visible = self.visible(model, login, (ACTIVE,))
+        visible = self.visible(model, login, wanted.states if wanted else (ACTIVE,))
         if wanted is None:
             return visible
 
         def follows(value: Any, *rights: Any) -> bool:
             return wanted.fits(model, value) and bool(visible.follows(*rights))
 
-        return Derived((model.register(wanted.of), *visible.registers), follows)
+        register = model.register(wanted.of, *wanted.more)
+        return Derived((register, *visible.registers), follows)
 
     def draw(self) -> Known:
         """Some model that was there from the beginning, the first ones often."""
@@ -222,6 +223,9 @@ class Wanted:
     of: str
     fits: Callable[[Known, Any], bool]
     filter: dict[str, Any]
+    states: tuple[str, ...] = ("ACTIVE",)
+    more: tuple[str, ...] = ()
+    """Of the register."""
 
 
 def with_tag(tag: str) -> Wanted:
@@ -241,7 +245,53 @@ def of_owner(login: str) -> Wanted:
     )
 
 
-LISTS: Final = (*map(with_tag, TAGS), of_owner("ada"), of_owner(ORGANIZATION))
+def of_task(task: str) -> Wanted:
+    return Wanted(f"of task {task}", "task", lambda _, found: found == task, {"task": {"eq": task}})
+
+
+TASKS: Final = ("image", "text-generation")
+BOTH: Final = (ACTIVE, ARCHIVED)
+LISTS: Final = (
+    *map(with_tag, TAGS),
+    *map(of_task, TASKS),
+    of_owner("ada"),
+    of_owner(ORGANIZATION),
+    Wanted(
+        "without blue", "tags", lambda _, tags: "blue" not in tags, {"tags": {"hasNone": ["blue"]}}
+    ),
+    Wanted(
+        "not of task image",
+        "task",
+        lambda _, found: found != "image",
+        {"not": {"task": {"eq": "image"}}},
+    ),
+    Wanted(
+        "with the alias prod",
+        "alias",
+        lambda _, number: number is not None,
+        {"hasAlias": "prod"},
+        more=("prod",),
+    ),
+    Wanted(
+        "archived",
+        "state",
+        lambda _, state: state == ARCHIVED,
+        {"state": [ARCHIVED]},
+        states=BOTH,
+    ),
+    Wanted(
+        "internal",
+        "visibility",
+        lambda _, visibility: visibility == "INTERNAL",
+        {"visibility": ["INTERNAL"]},
+    ),
+    Wanted(
+        "blue, of some",
+        "tags",
+        lambda _, tags: "blue" in tags,
+        {"and": [{"tags": {"hasAny": ["blue"]}}, {"owner": {"in": ["ada", "ACME", "bob"]}}]},
+    ),
+)
 
 
 async def make_world(database: Database, chance: Random, tokens: int) -> World:
@@ -315,6 +365,7 @@ def _begin(
         model.register("summary"): summary,
         model.register("tags"): tags,
         model.register("card"): None,
+        model.register("task"): None,
         model.register("versions"): frozenset(model.versions),
         model.register("grant", OUTSIDER): None,
         **{model.register("alias", alias): None for alias in ALIASES},
