@@ -19,34 +19,20 @@ from modelharbor.db.connection import Database
 from modelharbor.db.models import trending_score_expression
 from modelharbor.errors import Unavailable
 
+from .counting import Gathered, flushing
+
 log = logging.getLogger(__name__)
 FLUSH_SECONDS: Final = 1.0
 LEAVE_SECONDS: Final = 3600.0
 WINDOW: Final = timedelta(days=30)
-BATCH: Final = 500  # models in one transaction
+BATCH: Final = 500  # days of models that leave in one transaction
 
 
-class DownloadCounter:
-    """Downloads since the last flush. What a killed process had not flushed is not counted."""
-
-    def __init__(self, database: Database) -> None:
-        self._database = database
-        self._waiting: Counter[tuple[ObjectId, datetime]] = Counter()
+class DownloadCounter(Gathered[tuple[ObjectId, datetime]]):
+    """Downloads, by model and day."""
 
     def count(self, model_id: ObjectId) -> None:
         self._waiting[model_id, _day(utc_now())] += 1
-
-    async def flush(self) -> None:
-        """Write what is waiting; on a failure it goes on waiting."""
-        taken, self._waiting = self._waiting, Counter()
-        try:
-            while taken:
-                batch = dict(sorted(taken.items())[:BATCH])
-                await self._database.transaction(partial(self._add, batch))
-                for key in batch:
-                    del taken[key]
-        finally:
-            self._waiting.update(taken)
 
     async def _add(
         self, counts: Mapping[tuple[ObjectId, datetime], int], session: AsyncClientSession
@@ -94,19 +80,6 @@ def counted(*, window: int, ever: int) -> list[Row]:
 async def counting_downloads(database: Database) -> AsyncIterator[DownloadCounter]:
     """A counter that flushes each second, and once more at the end; old days leave the window each hour."""
     counter = DownloadCounter(database)
-    ended = asyncio.Event()
-
-    async def flush() -> None:
-        try:
-            await counter.flush()
-        except (PyMongoError, Unavailable) as error:
-            log.warning("downloads.not_counted_yet error=%s", error)
-
-    async def run() -> None:
-        while not ended.is_set():
-            await flush()
-            with suppress(TimeoutError):
-                await asyncio.wait_for(ended.wait(), FLUSH_SECONDS)
 
     async def leave() -> None:
         while not ended.is_set():  # PyMongo can turn a cancellation into an error of its own
@@ -117,14 +90,14 @@ async def counting_downloads(database: Database) -> AsyncIterator[DownloadCounte
             with suppress(TimeoutError):
                 await asyncio.wait_for(ended.wait(), LEAVE_SECONDS)
 
-    flushing, leaving = asyncio.create_task(run()), asyncio.create_task(leave())
+    ended = asyncio.Event()
+    leaving = asyncio.create_task(leave())
     try:
-        yield counter
+        async with flushing(counter, FLUSH_SECONDS, "downloads.not_counted_yet"):
+            yield counter
     finally:
+        ended.set()
         leaving.cancel()
-        ended.set()  # not cancelled: a flush under way would not know whether it was committed
-        await flushing
-        await flush()
         with suppress(asyncio.CancelledError):
             await leaving
 

@@ -1,26 +1,23 @@
 """Published operations: publish, list, compare, retire; and count how often each is used."""
 
-import asyncio
 import logging
-from collections import Counter
 from collections.abc import AsyncIterator, Collection, Mapping, Sequence
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from functools import partial
 from time import time
 from typing import Final
 
 from bson import ObjectId
 from pymongo import InsertOne, ReturnDocument, UpdateOne
 from pymongo.asynchronous.client_session import AsyncClientSession
-from pymongo.errors import PyMongoError
 
 from modelharbor.db.base import Row, utc_now
 from modelharbor.db.connection import Database
 from modelharbor.db.persisted import USAGE_DAYS, PersistedDocument, PersistedUsageDocument
-from modelharbor.errors import ErrorCode, Refused, Unavailable
+from modelharbor.errors import ErrorCode, Refused
 
+from .counting import Gathered, flushing
 from .manifests import BadManifest, Trouble
 from .names import DISPLAY_NAME, valid_label
 
@@ -28,7 +25,6 @@ log = logging.getLogger(__name__)
 DOCUMENTS: Final = PersistedDocument.Settings.name
 USAGE: Final = PersistedUsageDocument.Settings.name
 FLUSH_SECONDS: Final = 3.0
-BATCH: Final = 500  # ids in one transaction
 AT_ONCE: Final = 1000  # ids in one query
 PUBLISH_SECONDS: Final = 50.0  # for all of a manifest; MongoDB ends a transaction after 60
 DAY_SECONDS: Final = 24 * 3600
@@ -311,27 +307,11 @@ async def retire_unused(database: Database, client: str, unused_days: int | None
 # ---- count
 
 
-class UsageCounter:
-    """Calls of published operations since the last flush; bounded by how many are published."""
-
-    def __init__(self, database: Database) -> None:
-        self._database = database
-        self._waiting: Counter[tuple[str, int]] = Counter()
+class UsageCounter(Gathered[tuple[str, int]]):
+    """Calls of published operations, by id and day; bounded by how many are published."""
 
     def count(self, document_id: str) -> None:
         self._waiting[document_id, int(time()) // DAY_SECONDS] += 1
-
-    async def flush(self) -> None:
-        """Write what is waiting; on a failure it goes on waiting."""
-        taken, self._waiting = self._waiting, Counter()
-        try:
-            while taken:
-                batch = dict(sorted(taken.items())[:BATCH])
-                await self._database.transaction(partial(self._add, batch))
-                for key in batch:
-                    del taken[key]
-        finally:
-            self._waiting.update(taken)
 
     async def _add(
         self, counts: Mapping[tuple[str, int], int], session: AsyncClientSession
@@ -358,28 +338,8 @@ class UsageCounter:
 async def counting_usage(database: Database) -> AsyncIterator[UsageCounter]:
     """A counter that flushes every few seconds, and once more at the end."""
     counter = UsageCounter(database)
-    end = asyncio.Event()
-
-    async def flush() -> None:
-        try:
-            await counter.flush()
-        except (PyMongoError, Unavailable) as error:
-            log.warning("persisted.not_counted_yet error=%s", error)
-
-    async def run() -> None:
-        while not end.is_set():
-            await flush()
-            with suppress(TimeoutError):
-                async with asyncio.timeout(FLUSH_SECONDS):
-                    await end.wait()
-
-    flushing = asyncio.create_task(run())
-    try:
+    async with flushing(counter, FLUSH_SECONDS, "persisted.not_counted_yet"):
         yield counter
-    finally:
-        end.set()  # not cancelled: a flush under way would not know whether it was committed
-        await flushing
-        await flush()
 
 
 def _day(moment: datetime) -> datetime:
