@@ -36,7 +36,7 @@ class Cache:
         if time.monotonic() < self._closed_until:
             return None
         try:
-            found = await self.redis.getrange(self.name(key), 0, most)
+            found: bytes | str | None = await self.redis.getrange(self.name(key), 0, most)
             if not found:  # nothing, or an empty text?
                 found = await self.redis.get(self.name(key))
         except (RedisError, OSError, TimeoutError) as error:
