@@ -161,8 +161,7 @@ class Asking:
         every, rights = self.world.lists(self.login, wanted)
         told.members.append(Members(f"{name} of {self.login}", every, rights, there))
         if "totalCount" in listed:
-            total = listed["totalCount"]
-            count = Count(f"{name} of {self.login}", tuple(every.values()), total, is_of_list=True)
+            count = Count(f"{name} of {self.login}", tuple(every.values()), listed["totalCount"])
             told.counts.append(count)
         for node in listed["nodes"]:
             self._model(told, self.world.models[node["name"]], node)

@@ -91,8 +91,6 @@ class Members:
     rights: Mapping[str, Derived]
     """Whether one may be told that it is there."""
     value: frozenset[str]
-    """MongoDB reads a list by several scans of an index, which are not of one moment: what is moved from
-    one to the other meanwhile may be missed. That is no one's fault here, and soon over."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +100,6 @@ class Count:
     name: str
     of: tuple[Derived, ...]
     value: int
-    is_of_list: bool = False
 
 
 @dataclass(eq=False, slots=True)
@@ -220,13 +217,6 @@ class _History:
         first = min(after, key=lambda other: other.end, default=None)
         return (first, begin - first.end) if first is not None else None
 
-    def is_moving(self, begin: float, end: float) -> bool:
-        """Whether it is being written during a read."""
-        return any(
-            write.begin < end and min(write.end, self.settle(write)) > begin
-            for write in self.current(begin, end)
-        )
-
     def went_back(self, write: Write, begin: float) -> bool:
         return self._known.at(begin) >= self.settle(write)
 
@@ -307,15 +297,6 @@ def _judge_read(histories: Mapping[Register, _History], read: Read, judged: Judg
         if kind is Kind.OUTSIDE:
             judged.direct_lag = max(judged.direct_lag, late)
 
-    def in_list(of: Derived) -> set[Value]:
-        """Whether a list may have it."""
-        found = _follows(of, values)
-        if found == {True} and any(
-            histories[register].is_moving(read.begin, read.end) for register in of.registers
-        ):
-            return {True, False}
-        return found
-
     def check(name: str, allowed: set[Value], value: Value, right: Derived | None) -> None:
         judged.judged += 1
         if value not in allowed:
@@ -328,13 +309,10 @@ def _judge_read(histories: Mapping[Register, _History], read: Read, judged: Judg
     for members in read.members:
         for key, of in members.of.items():
             name = f"{members.name} has {key}"
-            check(name, in_list(of), key in members.value, members.rights[key])
+            check(name, _follows(of, values), key in members.value, members.rights[key])
     for count in read.counts:
         judged.judged += 1
-        allowed = [
-            in_list(derived) if count.is_of_list else _follows(derived, values)
-            for derived in count.of
-        ]
+        allowed = [_follows(derived, values) for derived in count.of]
         least = sum(found == {True} for found in allowed)
         most = sum(True in found for found in allowed)
         if not least <= count.value <= most:

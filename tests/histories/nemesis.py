@@ -196,6 +196,34 @@ class Nemesis:
                     if self.chance.random() < 0.5:
                         await redis.delete(key)
 
+    async def redis_values_are_exchanged(self) -> None:
+        """What lies under one name is another's."""
+        redis = Redis(port=self.engines.redis_port, socket_timeout=5)
+        with suppress(RedisError, OSError):
+            async with redis:
+                found = {}
+                for key in await redis.keys("*"):
+                    if await redis.type(key) == b"string":
+                        found[key] = await redis.get(key)
+                values = [value for value in found.values() if value is not None]
+                self.chance.shuffle(values)
+                for key, value in zip(found, values, strict=False):
+                    await redis.set(key, value, ex=60)
+
+    async def redis_values_come_back(self) -> None:
+        """Under each name what was there a while ago."""
+        redis = Redis(port=self.engines.redis_port, socket_timeout=5)
+        with suppress(RedisError, OSError):
+            async with redis:
+                found = {}
+                for key in await redis.keys("*"):
+                    if await redis.type(key) == b"string":
+                        found[key] = await redis.get(key)
+                await asyncio.sleep(self.chance.uniform(0.1, 2.0))
+                for key, value in found.items():
+                    if value is not None:
+                        await redis.set(key, value, ex=60)
+
     # The ways to Redis
 
     async def one_is_cut_off(self) -> None:
@@ -311,6 +339,8 @@ LONG: Final = (
     "redis_becomes_a_replica",
     "redis_forgets_scripts",
     "redis_loses_keys",
+    "redis_values_are_exchanged",
+    "redis_values_come_back",
     "one_is_cut_off_silently",
     "one_is_killed",
     "streams_are_killed",

@@ -112,8 +112,9 @@ async def history(
     faults: Sequence[str] = (),
     pause: float = 1.0,
     enough: Callable[[History], bool] = lambda history: True,
+    looks: bool = True,
 ) -> History:
-    """So long, and on until it is `enough`."""
+    """So long, and on until it is `enough`. `looks`: at everything, in the end."""
     chance = Random(seed)
     world = await make_world(database, chance, TOKENS)
     log = Log()
@@ -136,7 +137,8 @@ async def history(
             for task in tasks:
                 task.cancel()
             await asyncio.wait(tasks, timeout=1)
-        await last_look(clients)
+        if looks:
+            await last_look(clients)
     if nemesis:
         log.happened = nemesis.happened
     return made

@@ -152,8 +152,3 @@ def test_lists() -> None:
     assert members("b", 2) == []
     assert members("ab", 2) == ["HIDDEN it has a"]
     assert members("", 2) == ["IMPOSSIBLE it has b"]
-    # What is moved within the index while it is read may be missed, for so long.
-    writes = [Write({("in", "a"): "still"}, 1, 2)]
-    listed["a"] = Derived((("in", "a"),), bool)
-    assert [members("b", begin) for begin in (0.95, 1.5)] == [[], []]
-    assert members("b", 2) == ["IMPOSSIBLE it has a"]

@@ -18,8 +18,8 @@ from .run import Load, around, history, lines, stage
 pytestmark = pytest.mark.anyio
 SECONDS = 300.0 if is_long() else 18.0
 GUARD_SECONDS = SECONDS + 300.0
-LEAST_HITS = 0.1
-"""Of all answers: with fewer the caches were not looked at."""
+LEAST_HITS = 100
+"""With fewer the caches were not looked at; on a busy machine they take a while."""
 # What may be answered when the database itself stands still, or a server is killed.
 UNAVAILABLE = {"UNAVAILABLE", "TIMEOUT"}
 
@@ -39,6 +39,7 @@ async def test_nobody_is_told_what_is_old(tmp_path: Path) -> None:
             nemesis,
             faults,
             pause=1.0 if is_long() else 0.5,
+            enough=lambda made: made.log.hits >= LEAST_HITS,
         )
         seconds = time.monotonic() - begin
     judged, log = found.judged(), found.log
@@ -67,6 +68,6 @@ async def test_nobody_is_told_what_is_old(tmp_path: Path) -> None:
         slowest_ms=log.slowest[0] * 1000,
     )
     assert judged.verdicts == [], told
-    assert log.hits >= LEAST_HITS * answers, told
+    assert log.hits >= LEAST_HITS, told
     assert log.broken["up"] == 0, told
     assert set(log.errors) <= (UNAVAILABLE if is_long() else set()), told

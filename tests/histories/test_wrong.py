@@ -52,6 +52,7 @@ async def test_wrong_caches_are_convicted(tmp_path: Path) -> None:
                         number,
                         load,
                         enough=partial(convicts, expected),
+                        looks=False,
                     )
             judged = found.judged()
             assert expected in judged.kinds, "\n".join([name, *lines(judged, found.log, SECONDS)])

@@ -31,9 +31,11 @@ from graphql import (
     parse,
 )
 
+from modelharbor.auth.viewer import Viewer
 from modelharbor.db.connection import Database
 from modelharbor.errors import HarborError
 from modelharbor.execution.documents import DocumentStore, InvalidDocument
+from modelharbor.loaders.rights import Rights
 from modelharbor.schema import core
 from modelharbor.schema.nodes import global_id
 from modelharbor.schema.sdl import schema_text
@@ -284,6 +286,35 @@ async def test_rights_that_change_change_answers_at_once(both: Pair) -> None:
                 await both.ask(principal, document)
                 asked += 1
     assert both.hits > asked // 4
+
+
+async def test_what_becomes_private_while_it_is_asked_for(
+    both: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was seen by those it belongs to before and is after: so it is in between, and by nobody else."""
+    row = next(row for row in both.rows["models"] if row["owner_login"] == "borg")
+    document = f'{{ model(owner: "borg", name: "{row["name"]}") {{ name visibility }} }}'
+    of = Rights.of
+
+    async def changes_then(self: Rights, viewer: Viewer) -> str:
+        found = await of(self, viewer)
+        await both.database.data["models"].update_one(
+            {"_id": row["_id"]},
+            {"$set": {"visibility": "PRIVATE", "principals": [f"actor:{row['owner_id']}"]}},
+        )
+        return found
+
+    await both.ask("member", "{ models(first: 1) { nodes { name } } }")
+    with monkeypatch.context() as patched:
+        patched.setattr(Rights, "of", changes_then)
+        body, headers = {"query": document}, both.headers("member")
+        mine = (await both.cached.post("/graphql", json=body, headers=headers)).json()
+    assert mine["data"]["model"] in (
+        {"name": row["name"], "visibility": "PUBLIC"},
+        {"name": row["name"], "visibility": "PRIVATE"},
+    )
+    nobodys = (await both.cached.post("/graphql", json=body)).json()
+    assert nobodys["data"]["model"] in (None, {"name": row["name"], "visibility": "PUBLIC"})
 
 
 async def by_name(both: Pair, text: str) -> dict[str, str]:
