@@ -16,6 +16,7 @@ from time import time
 from typing import Any, Final, Protocol
 
 from modelharbor.db.ending import ended
+from modelharbor.errors import HarborError
 from modelharbor.observability.metrics import CacheCount, Metrics
 from modelharbor.settings import Settings
 
@@ -296,8 +297,8 @@ class Answers:
             served = await self._fetch(key, asked, make, renewed)
             end = served.entry or (_End.UNKEPT if served.made else _End.LEFT)
             return served
-        except asyncio.CancelledError:
-            end = _End.LEFT
+        except (asyncio.CancelledError, HarborError):
+            end = _End.LEFT  # it may be of this request alone: another one takes over
             raise
         finally:
             del self._flights[key]

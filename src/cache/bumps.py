@@ -41,6 +41,11 @@ class Bumps:
         self.version += 1
         self.count += len(tags)
 
+    @property
+    def last(self) -> int:
+        """The cluster time of the last change."""
+        return max(self._last, self._old_last)
+
     def is_current(self, position: int, tags: Iterable[Tag]) -> bool:
         """Whether nothing of it has changed after `position`."""
         if position < self.floor:

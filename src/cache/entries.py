@@ -1,7 +1,7 @@
 """An answer that is kept, and for whom it is good."""
 
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
 
 from .tags import Tag
@@ -34,3 +34,6 @@ class Entry:
     """Not for caches that serve several people."""
     cost: int = 0
     """The actual cost of the operation."""
+    read_at: float = field(default=0.0, compare=False)
+    """When all of it had been read, by the monotonic clock of this process; what another one has made,
+    when it was fetched."""

@@ -46,6 +46,7 @@ HEARD_SECONDS: Final = 1.05
 """After that, everybody has heard of a change, or uses nothing that is kept."""
 REACH_SECONDS: Final = 0.05  # how long a request waits for changes that it must know of
 SUSPENDED_SECONDS: Final = 5.0
+RETRY_SECONDS: Final = 0.3  # how long a writer tries to reach Redis again
 EXTEND_SECONDS: Final = 3.0  # with less left it is extended
 AHEAD: Final = 60 << 32  # a cluster time so far ahead of MongoDB's own is none
 RAISE: Final = """
@@ -81,6 +82,7 @@ class Freshness:
         self.is_enabled = settings.response_cache
         self.stats = FreshnessStats()
         self._database, self._client = database, database.client
+        self._cache, self._settings = cache, settings
         self._key = cache.name(keys.acknowledged(settings.mongo_database))
         self._bumps = Bumps(monotonic())
         self._callbacks: list[Callable[[str, Any], None]] = []
@@ -88,7 +90,7 @@ class Freshness:
         self._heard_at = 0.0  # all that was changed before then is known
         self._acknowledged = self._learned = 0
         self._wanted = 0  # what Redis is to be raised to, with the next round trip
-        self._reaching: list[tuple[int, asyncio.Future[bool]]] = []
+        self._reaching: dict[asyncio.Future[bool], int] = {}
         self._suspended_until = 0.0
         self._suspension: tuple[float, float] | None = None  # our own: written at, lasts until
         self._suspending: asyncio.Task[None] | None = None
@@ -120,6 +122,11 @@ class Freshness:
         return self._bumps.version
 
     @property
+    def heard_at(self) -> float:
+        """All that was changed before then (of the monotonic clock) has been heard of."""
+        return self._heard_at
+
+    @property
     def invalidations(self) -> int:
         """Tags that changes have concerned."""
         return self._bumps.count
@@ -149,13 +156,31 @@ class Freshness:
     async def acknowledge(self, wrote: int | None) -> None:
         """Before a write is acknowledged: from now on nobody uses what is older than it. `wrote`: the
         cluster time of its commit."""
-        if wrote is None or not self.is_enabled:
+        if wrote is None:
             return
-        if wrote > self._wanted:
-            self._wanted = wrote
-        if await self.rounds.next() and self._acknowledged >= wrote:
+        if not self.is_enabled:
+            await announce(self._cache, self._settings, wrote)
             return
+        if await self._raise(wrote):
+            return
+        # A busy moment is no outage: to suspend everybody is the last resort.
+        until = monotonic() + RETRY_SECONDS
+        while not self._is_suspended_for_all() and monotonic() < until:
+            await asyncio.sleep(RETRY_SECONDS / 10)
+            if await self._raise(wrote):
+                return
         await self._wait_for_all()
+
+    async def acknowledge_read(self, read: int | None) -> None:
+        """The same for one who wrote nothing and found what was to be done done already, by somebody who
+        may not have acknowledged it. `read`: the cluster time of what was read."""
+        if read is None or not self.is_enabled:
+            return
+        if self._told_position < read and not await self._reach(read, MOST_AGE_SECONDS):
+            await self.acknowledge(read)
+        elif self._bumps.last > self._acknowledged:
+            # Not the time of the read: others hear of that when something changes after it.
+            await self.acknowledge(self._bumps.last)
 
     def on_change(self, callback: Callable[[str, Any], None]) -> None:
         """Have it called with the collection and `_id` of each change that is heard of; with None for
@@ -173,24 +198,28 @@ class Freshness:
             and not self.rounds.is_open
         )
 
-    async def _reach(self, position: int) -> bool:
+    async def _raise(self, wrote: int) -> bool:
+        self._wanted = max(self._wanted, wrote)
+        return await self.rounds.next() and self._acknowledged >= wrote
+
+    async def _reach(self, position: int, seconds: float = REACH_SECONDS) -> bool:
         """Wait a moment for the changes up to `position`."""
         loop = asyncio.get_running_loop()
         reached: asyncio.Future[bool] = loop.create_future()
-        self._reaching.append((position, reached))
-        timer = loop.call_later(REACH_SECONDS, self._give_up, reached)
+        self._reaching[reached] = position
+        timer = loop.call_later(seconds, self._give_up, reached)
         try:
             if await reached:
                 return self._is_certain()
         finally:
             timer.cancel()
+            self._reaching.pop(reached, None)
         self.stats.late += 1
         if position - AHEAD > self._told_position > 0:
             self.rounds.doubt()  # nobody can have written then
         return False
 
     def _give_up(self, reached: "asyncio.Future[bool]") -> None:
-        self._reaching = [each for each in self._reaching if each[1] is not reached]
         if not reached.done():
             reached.set_result(False)
 
@@ -242,11 +271,8 @@ class Freshness:
         if self._passed is not None and position > self._passed:
             self._passed = None
         if self._reaching and self._passed is None:
-            reaching, self._reaching = self._reaching, []
-            for target, reached in reaching:
-                if target > position:
-                    self._reaching.append((target, reached))
-                elif not reached.done():
+            for reached, target in self._reaching.items():
+                if target <= position and not reached.done():
                     reached.set_result(True)
 
     def lost(self, floor: int) -> None:
@@ -308,16 +334,21 @@ class Freshness:
         # From when it is heard of, which is after it was written: no two clocks are compared.
         self._suspended_until = monotonic() + SUSPENDED_SECONDS
 
-    async def _wait_for_all(self) -> None:
+    def _is_suspended_for_all(self) -> bool:
         now = monotonic()
         written_at, until = self._suspension or (0.0, 0.0)
+        # Everybody has heard of it, and will have heard of a write of now when it ends.
+        return now - written_at >= HEARD_SECONDS <= until - now
+
+    async def _wait_for_all(self) -> None:
+        now = monotonic()
+        _, until = self._suspension or (0.0, 0.0)
         if until - now < EXTEND_SECONDS and self._suspending is None:
             self._suspending = asyncio.get_running_loop().create_task(
                 self._write_suspension(), context=Context()
             )
-        if now - written_at >= HEARD_SECONDS <= until - now:
-            return  # everybody has heard of it, and will have heard of this write when it ends
-        await asyncio.sleep(HEARD_SECONDS)
+        if not self._is_suspended_for_all():
+            await asyncio.sleep(HEARD_SECONDS)
 
     async def _write_suspension(self) -> None:
         began = monotonic()
@@ -347,9 +378,9 @@ class Freshness:
 
 async def announce(cache: Cache, settings: Settings, wrote: int | None) -> None:
     """What `acknowledge` does, for a process that keeps nothing and follows nothing: a worker, before
-    it tells that a job is done. Where Redis does not answer, it is a write past the API, of which
+    it tells that a job is done, and a server that keeps no answers, beside others that do. Where Redis does not answer, it is a write past the API, of which
     everybody hears within a second or so."""
-    if wrote is None or not settings.response_cache:
+    if wrote is None:
         return
     key = cache.name(keys.acknowledged(settings.mongo_database))
     with suppress(RedisError, OSError, TimeoutError):

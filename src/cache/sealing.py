@@ -4,6 +4,7 @@ the name they lie under. What is broken off, swapped or made by others is not be
 import hmac
 import struct
 from hashlib import blake2b
+from time import monotonic
 from typing import Final
 
 import orjson
@@ -85,6 +86,7 @@ class Seal:
             stale=stale,
             is_private=bool(is_private),
             cost=cost,
+            read_at=monotonic(),
         )
 
     def _seal(self, name: str, content: bytes) -> bytes:

@@ -29,6 +29,7 @@ from .rounds import Rounds, running
 from .sealing import Seal
 
 log = logging.getLogger(__name__)
+MOST_SECONDS: Final = 1000  # of which it is remembered what expires in them
 MOST_AT_ONCE: Final = 64  # commands in one round trip
 MOST_WAITING: Final = 1000
 MOST_BYTES: Final = 4 * 1_048_576  # of a value, as it lies in Redis
@@ -119,6 +120,8 @@ class _Written:
     seconds: dict[int, list[int]] = field(default_factory=dict)
 
     def note(self, size: int, seconds: float) -> None:
+        if len(self.seconds) > MOST_SECONDS:
+            self()
         both = self.seconds.setdefault(int(time() + seconds), [0, 0])
         both[0] += 1
         both[1] += size

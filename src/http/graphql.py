@@ -47,6 +47,7 @@ from .state import State
 
 RESPONSE_JSON: Final = "application/graphql-response+json; charset=utf-8"
 FORMS: Final = 2048  # headers of so many entries are remembered
+FORMS_BYTES, LONGEST_FORMED = 16 * 2**20, 2**20  # of their bodies
 Page: TypeAlias = Callable[[Request[State]], Awaitable[Response]]
 """Answers browsers that come without an operation."""
 TOLD_BY_EVENTS: Final = frozenset({200, 400, 403, 404, 410})
@@ -62,7 +63,7 @@ class GraphQLEndpoint:
     ) -> None:
         self.settings, self.page = settings, page
         self.operations = Operations(schema, settings, metrics)
-        self._forms: Kept[int, tuple[Entry, Form]] = Kept(FORMS, FORMS)
+        self._forms: Kept[int, tuple[Entry, Form]] = Kept(FORMS, FORMS_BYTES)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         request = Incoming(scope, receive)
@@ -115,9 +116,11 @@ class GraphQLEndpoint:
         operation = prepared.operation
         request.scope[OPERATION] = operation.name
         if operation.kind is OperationType.MUTATION and request.method == "GET":
+            self.operations.refuse(request)
             raise MethodNotAllowed("Mutations take POST.")
         if operation.kind is OperationType.SUBSCRIPTION:
             if not takes_events(request.header(b"accept")):
+                self.operations.refuse(request)
                 raise NotAcceptable(
                     "Subscriptions run over WebSocket, or with `Accept: text/event-stream`."
                 )
@@ -158,27 +161,31 @@ class GraphQLEndpoint:
         found = self._forms.get(id(entry))
         if found is None or found[0] is not entry:
             found = entry, form_of(entry, with_keys=self.settings.surrogate_keys)
-            self._forms.put(id(entry), found, 1)
+            if len(entry.body) <= LONGEST_FORMED:  # it is kept from being forgotten by this
+                self._forms.put(id(entry), found, len(entry.body) + len(found[1].keys))
         return found[1]
 
     async def prepared(self, request: Incoming) -> Prepared:
         if request.method == "GET":
             check_address(request.scope)
-            sent_as = b"?" + request.scope["query_string"]  # as no JSON begins
+            sent_as: bytes = request.scope["query_string"]
+            key = b"GET " + sent_as
         else:
             _check_content(request.header(b"content-type"), request.header(b"content-encoding"))
             sent_as = await request.body(
                 self.settings.max_body_bytes, self.settings.body_timeout_seconds
             )
-        found = self.operations.known(request, sent_as)
+            key = b"POST " + sent_as
+        found = self.operations.known(request, key)
         if found is None:
+            version = request.state["persisted"].published.version
             found = await self.operations.prepare(request, self.parameters(request, sent_as))
-            self.operations.remember(request, sent_as, found)
+            self.operations.remember(key, version, found)
         return found
 
     def parameters(self, request: Incoming, sent_as: bytes) -> Parameters:
         if request.method == "GET":
-            check_encoding(sent_as[1:])
+            check_encoding(sent_as)
             return read_parameters(from_query_string(request.whole.query_params))
         found = read_json(sent_as, "The body")
         if not isinstance(found, dict):

@@ -17,9 +17,15 @@ from modelharbor.auth.links import DownloadLinks
 from modelharbor.auth.viewer import ANONYMOUS, PUBLIC, Viewer
 from modelharbor.cache.answers import Layer, Made
 from modelharbor.cache.budgets import Charge
-from modelharbor.cache.entries import Entry
+from modelharbor.cache.entries import Access, Entry
 from modelharbor.context import Context
-from modelharbor.errors import OperationTooComplex, Unauthenticated, Unavailable
+from modelharbor.errors import (
+    HarborError,
+    OperationTooComplex,
+    PersistedQueryNotFound,
+    Unauthenticated,
+    Unavailable,
+)
 from modelharbor.execution.answered import actual_cost
 from modelharbor.execution.budgets import count_rows, dry_run
 from modelharbor.execution.caching import answer_key
@@ -44,8 +50,8 @@ from .parameters import Parameters, count_variable_values
 from .state import State
 
 COST_HEADER: Final = b"x-modelharbor-cost"
-REMEMBERED, REMEMBERED_BYTES = 4096, 4 * 2**20  # requests, and what they were sent as
-LONGEST_REMEMBERED: Final = 4096  # bytes
+REMEMBERED, REMEMBERED_BYTES = 4096, 2**20  # requests; what they were sent as, with their texts
+LONGEST_REMEMBERED: Final = 8192  # bytes
 WORTH_A_LOOK: Final = 10  # a cost: what could be given back of less is not worth counting
 
 
@@ -107,10 +113,15 @@ class Operations:
             return None
         return found[1]
 
-    def remember(self, request: Incoming, sent: bytes, prepared: Prepared) -> None:
-        if len(sent) <= LONGEST_REMEMBERED and not prepared.is_registering:
-            version = request.state["persisted"].published.version
-            self._remembered.put(sent, (version, prepared), len(sent))
+    def remember(self, sent: bytes, version: int, prepared: Prepared) -> None:
+        """`version`: of the published operations, before it was prepared."""
+        size = len(sent) + len(prepared.document.text)  # which it keeps
+        if size <= LONGEST_REMEMBERED and not prepared.is_registering:
+            self._remembered.put(sent, (version, prepared), size)
+
+    def refuse(self, request: Incoming) -> None:
+        """Charge an operation that was prepared and cannot run in this way."""
+        request.state["budgets"].owe(*self.principal(request), BAD_DOCUMENT)
 
     async def prepare(self, request: Incoming, parameters: Parameters) -> Prepared:
         """Raises InvalidDocument and HarborErrors for what cannot run."""
@@ -123,6 +134,13 @@ class Operations:
             return await self._prepared(request, parameters)
         except InvalidDocument:
             budgets.owe(*principal, BAD_DOCUMENT)
+            raise
+        except PersistedQueryNotFound:
+            budgets.owe(*principal, LEAST)
+            raise
+        except HarborError as error:
+            if error.status < 500:
+                budgets.owe(*principal, BAD_DOCUMENT)
             raise
 
     async def _prepared(self, request: Incoming, parameters: Parameters) -> Prepared:
@@ -252,9 +270,10 @@ class Operations:
     ) -> Executed:
         state = request.state
         state["persisted"].check(prepared.resolved, viewer)
+        heard_at = state["freshness"].heard_at
         rights = PUBLIC if viewer.user is None else await state["rights"].of(viewer)
         answers, key, name = state["answers"], prepared.key, viewer.identity
-        entry, layer = answers.peek(key, rights, name), Layer.L1
+        entry, layer, made = answers.peek(key, rights, name), Layer.L1, None
         if entry is None:
             seen = narrowed(viewer, rights)
 
@@ -263,11 +282,19 @@ class Operations:
                 return Made(executed, executed.entry)
 
             served = await answers.answer(key, rights, name, policy.is_private, make)
-            if served.made is not None:
-                made: Executed = served.made.answer
-                return made
             entry, layer = served.entry, served.layer
-            assert entry is not None
+            made = None if served.made is None else served.made.answer
+        is_anybodys = entry is not None and entry.access is Access.ANYBODY
+        is_later = entry is None or entry.read_at > heard_at
+        # Something may have become the viewer's own after it was asked what is, and before this was
+        # read, which leaves that out.
+        is_doubtful = viewer.user is not None and is_later and not is_anybodys
+        if is_doubtful and not await state["rights"].are_all(viewer, rights):
+            return await self._run(request, prepared, viewer, True, charge, None)
+        if made is not None:
+            executed: Executed = made
+            return executed
+        assert entry is not None
         body = entry.body
         if self.tells_cost(request):
             count = counted.get() or CommandCount()
@@ -314,8 +341,12 @@ class Operations:
             self.places.release()
             if outer is not None:
                 outer.add(count)
+        read_at = time.monotonic()
         if prepared.operation.kind is OperationType.MUTATION:
-            await state["freshness"].acknowledge(count.wrote)
+            if count.wrote is not None:
+                await state["freshness"].acknowledge(count.wrote)
+            elif not _is_refused(answer):
+                await state["freshness"].acknowledge_read(count.read)
         self.metrics.count_operation(answer.fallback)
         actual = self._actual(request, prepared, answer)
         # What failed is not given back: who makes it fail would pay nothing.
@@ -334,6 +365,7 @@ class Operations:
                 policy.stale,
                 policy.is_private,
                 actual,
+                read_at,
             )
         if self.tells_cost(request):
             batches = context.count.batches
@@ -473,6 +505,13 @@ class Operations:
         )
         address = str(found).rstrip("/")
         return "http" + address[2:] if request.is_socket else address
+
+
+def _is_refused(answer: Answer) -> bool:
+    """Whether all that a mutation was to do was refused, so that nothing is acknowledged."""
+    if answer.errors or answer.data is None:
+        return True
+    return all(isinstance(each, dict) and each.get("userErrors") for each in answer.data.values())
 
 
 def _with_cost(body: bytes, cost: dict[str, Any]) -> bytes:

@@ -275,9 +275,10 @@ class Socket:
                 running.subscription = Subscription(asked, self.viewer, running)
                 await self.live.join(running.subscription)
             else:
-                viewer = self.viewer_now(kind)
+                self.refuse_expired()
                 with operation_scope(kind.value, prepared.operation.name):
-                    executed = await self.operations.execute(self.request, prepared, viewer)
+                    # Who asks is looked at again: what was revoked, or granted, holds from then on.
+                    executed = await self.operations.execute(self.request, prepared)
                 if executed.is_refused:
                     running.fail(executed.problems)
                 else:
@@ -292,13 +293,10 @@ class Socket:
             running.task = None
             request_id.reset(token)
 
-    def viewer_now(self, kind: OperationType) -> Viewer | None:
-        """What is read may be some seconds behind a token's end, what is changed may not: None, the
-        token is looked at again."""
+    def refuse_expired(self) -> None:
         expires_at = self.viewer.expires_at
         if expires_at is not None and expires_at <= utc_now():
             raise Unauthenticated(NO_LONGER_VALID)
-        return None if kind is OperationType.MUTATION else self.viewer
 
     # ---- what clients are told
 

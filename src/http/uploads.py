@@ -25,7 +25,7 @@ from starlette.types import Receive, Scope, Send
 from modelharbor.auth.tokens import authenticate
 from modelharbor.auth.viewer import Viewer
 from modelharbor.db.base import Row
-from modelharbor.db.uploads import TAKING
+from modelharbor.db.uploads import TAKING, UploadState
 from modelharbor.errors import (
     BadRequest,
     ChecksumMismatch,
@@ -37,6 +37,7 @@ from modelharbor.errors import (
     UnsupportedMediaType,
 )
 from modelharbor.execution.failures import any_problem, expected
+from modelharbor.observability.commands import CommandCount, counted
 from modelharbor.resolvers.receiving import Checksum, Receiver
 from modelharbor.schema.nodes import global_id, parse_global_id
 from modelharbor.settings import Settings
@@ -144,6 +145,8 @@ class UploadEndpoint:
 
     async def answer(self, request: Request[State], body: Body) -> Response:
         headers = request.headers
+        if counted.get() is None:
+            counted.set(CommandCount())  # each request is a task of its own
         method = headers.get("x-http-method-override", request.method)
         given: str | None = request.path_params.get("upload_id")
         if method == "OPTIONS":
@@ -169,9 +172,11 @@ class UploadEndpoint:
             row = await receiver.receive(
                 viewer, upload_id, offset, body, checksum=checksum, length=body.length
             )
+            await _acknowledge(request, row)
             told = {"upload-offset": str(row["received_bytes"]), **_expiry(row)}
             return Response(status_code=204, headers=told)
         row = await receiver.status(viewer, upload_id)
+        await _acknowledge(request, row)
         return Response(status_code=200, headers=self._description(row))
 
     async def _create(
@@ -352,6 +357,14 @@ def _expiry(row: Row) -> dict[str, str]:
         return {}
     at: datetime = row["expires_at"]
     return {"upload-expires": format_datetime(at.replace(tzinfo=UTC), usegmt=True)}
+
+
+async def _acknowledge(request: Request[State], row: Row) -> None:
+    """Who is told that an upload is complete finds its file from then on, whoever has made it: another
+    process may have ended before it could say so."""
+    count = counted.get()
+    if row["state"] == UploadState.COMPLETED.value and count is not None and count.wrote is None:
+        await request.state["freshness"].acknowledge_read(count.read)
 
 
 def _unknown() -> HarborError:

@@ -13,7 +13,7 @@ from typing import Final, Protocol
 
 from bson import MinKey
 
-from modelharbor.auth.viewer import PUBLIC, Viewer
+from modelharbor.auth.viewer import OPERATOR, PUBLIC, Viewer
 from modelharbor.cache.tags import Tag, added, changed, gone, of_principal
 from modelharbor.db.base import Row
 from modelharbor.db.connection import Database
@@ -71,6 +71,15 @@ class Rights:
             self._known.clear()
         self._known[principals] = (text, version)
         return text
+
+    async def are_all(self, viewer: Viewer, rights: str) -> bool:
+        """Whether the principals that were left out of `rights` stand in no model now: what was read
+        without them is then what the viewer may see."""
+        left = sorted({*viewer.principals} - {*rights.split(" "), OPERATOR})
+        if not left:
+            return True
+        query = {**_ANY_STATE, "principals": {"$in": left}}
+        return not await self._database.find("models", query, projection={"_id": 1}, limit=1)
 
     def _current(self, principal: str) -> _Fact | None:
         fact = self._facts.get(principal)

@@ -36,6 +36,8 @@ class CommandCount:
     wrote: int | None = None
     """The cluster time up to which the operation has written, where others keep what it wrote to:
     seconds << 32 | number; None: it wrote nothing there."""
+    read: int | None = None
+    """The cluster time of the last answer: what was read is no later."""
     _sent: dict[int, "_Sent"] = field(default_factory=dict, repr=False)
     # Transactions that wrote.
     _open: set[tuple[bytes, int]] = field(default_factory=set, repr=False)
@@ -64,6 +66,10 @@ class CommandCount:
 
     def ended(self, event: CommandSucceededEvent | CommandFailedEvent) -> None:
         self.micros += event.duration_micros
+        if isinstance(event, CommandSucceededEvent):
+            time = event.reply.get("operationTime")
+            if time is not None:
+                self.read = max(self.read or 0, time.time << 32 | time.inc)
         if self._sent:
             sent = self._sent.pop(event.request_id, None)
             if sent is not None and isinstance(event, CommandSucceededEvent):

@@ -9,6 +9,7 @@ import asyncio
 import logging
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
+from contextvars import Context
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -28,6 +29,7 @@ from modelharbor.db.versions import MUTABLE, VersionStatus
 from modelharbor.errors import ErrorCode, HarborError
 from modelharbor.inspection.formats import role_of, sniff
 from modelharbor.jobs.put import NewJob, put_jobs
+from modelharbor.observability.commands import CommandCount, counted
 from modelharbor.storage.blobs import BlobStore, blob_key
 
 from .access import full_name
@@ -86,24 +88,34 @@ async def complete(
     return row
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class _Waiting:
+    arrived: Arrived
+    future: "asyncio.Future[Row]"
+    count: CommandCount | None
+    """Of the request: it acknowledges what is written for it."""
+
+
 class Completions:
     """Of one process. Those of one version that come while others are being written go together, for
     version, model and quota are one document each, which all of them write."""
 
     def __init__(self, database: Database, storage: BlobStore) -> None:
         self._database, self._storage = database, storage
-        self._waiting: dict[ObjectId, list[tuple[Arrived, asyncio.Future[Row]]]] = {}
+        self._waiting: dict[ObjectId, list[_Waiting]] = {}
         self._running: set[asyncio.Task[None]] = set()
 
     async def complete(self, arrived: Arrived) -> Row:
         """As `complete` does."""
         future: asyncio.Future[Row] = asyncio.get_running_loop().create_future()
+        mine = _Waiting(arrived, future, counted.get())
         owner_id = arrived.upload["owner_id"]
         if owner_id in self._waiting:
-            self._waiting[owner_id].append((arrived, future))
+            self._waiting[owner_id].append(mine)
         else:
-            self._waiting[owner_id] = [(arrived, future)]
-            running = asyncio.create_task(self._run(owner_id))
+            self._waiting[owner_id] = [mine]
+            # In a context of its own: it writes for many requests, and each is told of it.
+            running = asyncio.get_running_loop().create_task(self._run(owner_id), context=Context())
             self._running.add(running)
             running.add_done_callback(self._running.discard)
         return await future
@@ -116,23 +128,30 @@ class Completions:
     async def _run(self, owner_id: ObjectId) -> None:
         waiting = self._waiting[owner_id]
         while waiting:
-            version_id = waiting[0][0].upload["version_id"]
-            batch = [each for each in waiting if each[0].upload["version_id"] == version_id]
+            version_id = waiting[0].arrived.upload["version_id"]
+            batch = [each for each in waiting if each.arrived.upload["version_id"] == version_id]
             batch = batch[:AT_ONCE]
             taken = {id(each) for each in batch}
             waiting[:] = [each for each in waiting if id(each) not in taken]
+            count = CommandCount()
+            counted.set(count)
+            found: list[Row] | Exception
             try:
-                rows = await complete_all(
-                    self._database, self._storage, [arrived for arrived, _ in batch]
+                found = await complete_all(
+                    self._database, self._storage, [each.arrived for each in batch]
                 )
             except Exception as error:
-                for _, future in batch:
-                    if not future.done():
-                        future.set_exception(error)
-            else:
-                for (_, future), row in zip(batch, rows, strict=True):
-                    if not future.done():
-                        future.set_result(row)
+                found = error
+            for told in {id(each.count): each.count for each in batch}.values():
+                if told is not None:
+                    told.add(count)
+            for index, each in enumerate(batch):
+                if each.future.done():
+                    continue
+                if isinstance(found, Exception):
+                    each.future.set_exception(found)
+                else:
+                    each.future.set_result(found[index])
         del self._waiting[owner_id]
 
 

@@ -334,10 +334,11 @@ class Worker:
         tools = Tools(self._shared, job, viewer, held.reports)
         count = WriteCount()
         counted.set(count)  # a handler is a task of its own, and so is its context
-        result = await self._handlers[JobKind(job["kind"])].function(job, tools)
-        # Who reads that the job is done reads what it did, too.
-        await announce(self._shared.cache, self._settings, count.wrote)
-        return result
+        try:
+            return await self._handlers[JobKind(job["kind"])].function(job, tools)
+        finally:
+            # Who reads that the job has ended reads what it did, too.
+            await announce(self._shared.cache, self._settings, count.wrote)
 
     # Leases -------------------------------------------------------------------------------------
 
