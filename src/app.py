@@ -88,7 +88,8 @@ def create_app(
             freshness = await stack.enter_async_context(
                 open_freshness(database, cache, settings, budgets)
             )
-            _learn(reader, freshness)
+            if freshness.is_enabled:
+                _learn(reader, freshness)
             answers = await stack.enter_async_context(
                 open_answers(cache, freshness, settings, secret, metrics)
             )
