@@ -25,6 +25,7 @@ from modelharbor.cache.sealing import _HEAD, _SEAL_BYTES, VERSION, Seal
 from modelharbor.cache.tags import entity
 from modelharbor.db.connection import Database
 from modelharbor.dev.engines import Engines
+from modelharbor.errors import RateLimited
 from modelharbor.observability.commands import CommandCount, counted
 from modelharbor.observability.metrics import Metrics
 from modelharbor.settings import Settings
@@ -1071,3 +1072,29 @@ async def test_no_acknowledged_write_is_followed_by_an_old_answer(
             for reader in readers:
                 while await reader.number() != 99:
                     await asyncio.sleep(0.001)
+
+
+async def test_whoever_may_not_make_it_leaves_it_to_one_other() -> None:
+    world = World()
+    answers, made = Answers(world, None, CAPACITY), 0
+
+    async def spent() -> Made:
+        await asyncio.sleep(0.01)
+        raise RateLimited("spent")
+
+    async def make() -> Made:
+        nonlocal made
+        made += 1
+        await asyncio.sleep(0.02)
+        return Made(1, entry(world))
+
+    first = asyncio.create_task(answers.answer(b"k", "public", "", False, spent))
+    await asyncio.sleep(0)
+    others = [
+        asyncio.create_task(answers.answer(b"k", "public", "", False, make)) for _ in range(50)
+    ]
+    found = await asyncio.gather(*others)
+    with pytest.raises(RateLimited):
+        await first
+    assert made == 1
+    assert {each.entry.body for each in found if each.entry is not None} == {entry(world).body}

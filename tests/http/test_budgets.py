@@ -456,3 +456,24 @@ async def test_over_a_socket_it_is_an_error_message(slow: Settings) -> None:
             assert found["retryAfter"] > 0
         await client.send(type="ping")
         assert (await client.receive())["type"] == "pong"
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"query": "query A{hello} query B{hello}"},
+        {"query": "query A{hello}", "operationName": "X"},
+        {"query": "subscription A{__typename}"},
+    ],
+)
+async def test_what_cannot_run_is_charged_like_what_is_not_valid(
+    slow: Settings, wrong: dict[str, str]
+) -> None:
+    """It was parsed and validated all the same."""
+    async with serving(slow) as server:
+        found = []
+        for number in range((1000 + TIME) // BAD_DOCUMENT + 2):
+            body = {**wrong, "query": f"{wrong['query']} #{number}"}
+            found.append((await server.client.post("/graphql", json=body)).status_code)
+        assert 429 not in found[:2]
+        assert found[-1] == 429

@@ -3,12 +3,19 @@
 import asyncio
 from collections.abc import AsyncIterator
 from itertools import product
+from typing import cast
 
 import orjson
 import pytest
+from graphql import parse
 
 from modelharbor.cache.client import connect_cache
 from modelharbor.db.connection import Database
+from modelharbor.execution.documents import Document, Operation
+from modelharbor.execution.persisted import Resolved
+from modelharbor.http.operations import REMEMBERED_BYTES, Operations, Prepared
+from modelharbor.observability.metrics import Metrics
+from modelharbor.schema import schema as served_schema
 from modelharbor.settings import Settings
 from tests.documents import insert_actor, insert_model
 from tests.http.serving import SECRET, Query, Server, codes, ran, serving
@@ -521,3 +528,30 @@ async def test_answers_are_compressed_on_request(server: Server) -> None:
         assert response.headers["content-encoding"] == encoding
         assert orjson.loads(response.content) == plain.json()
         assert "accept-encoding" in response.headers["vary"].lower()
+
+
+async def test_what_came_by_get_is_no_body(server: Server) -> None:
+    """Whatever is remembered of requests: bytes mean what they mean in their place."""
+    address = "query=%7Bhello%7D"
+    assert (await server.client.get(f"/graphql?{address}")).json() == {
+        "data": {"hello": "Hello you"}
+    }
+    for body in (address, f"?{address}", f"GET {address}"):
+        sent = {"content-type": "application/json"}
+        response = await server.client.post("/graphql", content=body, headers=sent)
+        assert (response.status_code, codes(response)) == (400, ["BAD_REQUEST"])
+
+
+def test_what_is_remembered_of_requests_is_bounded_with_their_documents(
+    settings: Settings,
+) -> None:
+    operations = Operations(served_schema, settings, Metrics())
+    for number in range(3000):
+        text = f"query Q{number}{{" + "hello " * 500 + "}"
+        document = Document(text, f"{number:064x}", parse(text), {})
+        resolved = Resolved(document, None, "hash")
+        operation = cast("Operation", None)
+        prepared = Prepared(resolved, document, operation, {}, None, 1)
+        operations.remember(f"{number}".encode(), 0, prepared)
+    assert 0 < operations._remembered.bytes <= REMEMBERED_BYTES
+    assert len(operations._remembered) <= REMEMBERED_BYTES // 3000

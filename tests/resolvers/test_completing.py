@@ -2,13 +2,16 @@
 
 import asyncio
 from datetime import timedelta
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 import pytest
+from bson import ObjectId
 
 from modelharbor.db.base import Row, utc_now
+from modelharbor.db.connection import Database
 from modelharbor.db.uploads import UploadState
 from modelharbor.errors import ErrorCode, Refused
+from modelharbor.observability.commands import CommandCount, counted
 from modelharbor.resolvers import completing
 from modelharbor.resolvers.blobs import announce_blobs
 from modelharbor.resolvers.completing import (
@@ -30,6 +33,9 @@ from modelharbor.resolvers.versions import delete_version
 from tests.documents import insert_version
 from tests.resolvers.state import everything
 from tests.resolvers.uploading import Site, body, digest_of, site
+
+if TYPE_CHECKING:
+    from modelharbor.storage.blobs import BlobStore
 
 __all__ = ["site"]
 pytestmark = pytest.mark.anyio
@@ -290,3 +296,39 @@ async def test_contents_that_are_being_removed_are_not_used(
     assert (await site.row(row))["state"] == "RECEIVED"
     await site.database.data["blobs"].delete_many({})
     assert (await completed(site, row))["state"] == "COMPLETED"
+
+
+async def test_each_request_is_told_of_what_is_written_for_it(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those that complete together, and those that come while others are being written."""
+
+    async def complete_all(
+        database: Database, storage: object, arrived: list[Arrived]
+    ) -> list[Row]:
+        await asyncio.sleep(0.02)
+        row = {"_id": (key := ObjectId()), "model_id": key, "number": 1}
+        await database.data["versions"].insert_one(row)
+        return [each.upload for each in arrived]
+
+    monkeypatch.setattr(completing, "complete_all", complete_all)
+    owner_id, first, second = ObjectId(), ObjectId(), ObjectId()
+    completions = Completions(database, cast("BlobStore", None))
+
+    async def request(version_id: ObjectId) -> int | None:
+        count = CommandCount()
+        token = counted.set(count)
+        upload = {"owner_id": owner_id, "version_id": version_id}
+        try:
+            await completions.complete(Arrived(upload, "d", "k"))
+        finally:
+            counted.reset(token)
+        return count.wrote
+
+    tasks = [asyncio.create_task(request(each)) for each in (first, second, second)]
+    one, two, three = await asyncio.gather(*tasks)
+    assert one is not None
+    assert two == three
+    assert two is not None
+    assert two > one
+    await completions.close()
