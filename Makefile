@@ -44,7 +44,7 @@ test: ## Run all tests, with branch coverage (TESTS=tests/db ARGS=-x)
 	@$(call debian,{ command -v chromium || command -v chromium-browser || command -v google-chrome || command -v google-chrome-stable; } >/dev/null,chromium,the browser tests need one)
 	@$(call debian,{ command -v nginx || test -x /usr/sbin/nginx; } >/dev/null,nginx,the tests of its configuration need it)
 	@$(PREPARE) .venv/developed .make/web .venv/libraries .modelharbor/swift/installed
-	@exec $(BIN)/pytest -n 2 --dist loadfile --cov --cov-branch --cov-report=term:skip-covered $(ARGS) $(TESTS)
+	@exec $(BIN)/pytest -n 3 --dist loadfile --cov --cov-branch --cov-report=term:skip-covered $(ARGS) $(TESTS)
 
 check: ## Lint, check types and the direction of imports
 	@$(PREPARE) .venv/developed
