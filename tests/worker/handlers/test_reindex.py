@@ -268,7 +268,7 @@ async def test_it_is_right_beside_others_that_write(
             elif number == 1:
                 await delete_version(database, viewer, version_id=version)
             written += 1
-            await asyncio.sleep(0.05)  # who never lets up would keep all others from writing
+            await asyncio.sleep(0.1)  # who never lets up would keep all others from writing
 
     async def describe() -> None:
         number = 0
@@ -277,21 +277,24 @@ async def test_it_is_right_beside_others_that_write(
             await update_model(
                 database, viewer, registry.yard.settings, model_id=model["_id"], summary=f"{number}"
             )
-            await asyncio.sleep(0.02)
+            await asyncio.sleep(0.1)
 
     rounds = 0
     async with asyncio.timeout(180), asyncio.TaskGroup() as group:
         for number in range(2):
             group.create_task(write(number))
         group.create_task(describe())
-        while rounds < 6 or written < 4:
-            rounds += 1
-            # As much too much as whoever writes meanwhile adds to or takes from.
-            await database.data["models"].update_one(
-                {"_id": model["_id"]}, {"$inc": {"stats.versions": 50, "stats.stored_bytes": 7}}
-            )
-            assert (await registry.reindexed())["changed"] >= 1
-        ended.set()
+        try:
+            while rounds < 6 or written < 4:
+                rounds += 1
+                # As much too much as whoever writes meanwhile adds to or takes from.
+                await database.data["models"].update_one(
+                    {"_id": model["_id"]},
+                    {"$inc": {"stats.versions": 50, "stats.stored_bytes": 7}},
+                )
+                assert (await registry.reindexed())["changed"] >= 1
+        finally:
+            ended.set()  # a cancellation alone may be swallowed
     assert await registry.reindexed() == {"models": 3, "changed": 0}
     assert (await registry.model("a"))["summary"] is not None
 
