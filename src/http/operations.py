@@ -50,7 +50,7 @@ from .parameters import Parameters, count_variable_values
 from .state import State
 
 COST_HEADER: Final = b"x-modelharbor-cost"
-REMEMBERED, REMEMBERED_BYTES = 4096, 2**20  # requests; what they were sent as, with their texts
+REMEMBERED, REMEMBERED_BYTES = 4096, 2 * 2**20  # requests; what they were sent as, with their texts
 LONGEST_REMEMBERED: Final = 8192  # bytes
 WORTH_A_LOOK: Final = 10  # a cost: what could be given back of less is not worth counting
 
