@@ -171,9 +171,6 @@ class Answers:
         if shared is not None:
             self.shared_count.sizes = shared.sizes
 
-    def stats(self) -> list[CacheCount]:
-        return [self.count, self.shared_count]
-
     def peek(self, base: bytes, rights: str, viewer: str) -> Entry | None:
         """What is in memory, current and not too old. None also where `answer` has something to do
         beside serving it."""
