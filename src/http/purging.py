@@ -20,6 +20,7 @@ from modelharbor.cache.following import Following
 from modelharbor.cache.tags import tags_of
 from modelharbor.db.base import Row
 from modelharbor.db.connection import Database, connect
+from modelharbor.db.ending import ended
 from modelharbor.observability.logging import configure_logging, hold_no_lines, log_event
 from modelharbor.settings import Settings
 
@@ -194,9 +195,14 @@ class Purger:
 async def purging(database: Database, target: Target) -> None:
     """Until it is cancelled."""
     purger = Purger(target)
-    async with asyncio.TaskGroup() as tasks:
-        tasks.create_task(Following(database, purger).run())
-        tasks.create_task(purger.run())
+    following = asyncio.create_task(Following(database, purger).run())
+    working = asyncio.create_task(purger.run())
+    try:
+        done, _ = await asyncio.wait([following, working], return_when=asyncio.FIRST_COMPLETED)
+        for task in done:
+            task.result()
+    finally:
+        await ended(following, working)
 
 
 def be_purger(settings: Settings, target: NginxFolder | Address) -> None:

@@ -199,3 +199,29 @@ async def test_changes_of_the_database_are_heard(database: Database) -> None:
     finally:
         working.cancel()
         await asyncio.wait([working])
+
+
+class Deaf(Noting):
+    """Does not hear that it is cancelled the first time, as the driver may not (db/ending.py)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.has_swallowed = False
+
+    async def purge(self, keys: Sequence[str]) -> int:
+        await super().purge(keys)
+        try:
+            await asyncio.sleep(PATIENCE_SECONDS)
+        except asyncio.CancelledError:
+            self.has_swallowed = True
+        return 1
+
+
+async def test_it_ends_although_a_word_is_swallowed(database: Database) -> None:
+    target = Deaf()
+    working = asyncio.create_task(purging(database, target))
+    await until(lambda: bool(target.purged))
+    working.cancel()
+    await asyncio.wait([working], timeout=PATIENCE_SECONDS)
+    assert working.cancelled()
+    assert target.has_swallowed
