@@ -202,6 +202,48 @@ class Settings(BaseSettings):
         default={},
         description="Folders that jobs may import models from: a JSON object of names and absolute paths.",
     )
+    usage_recording: bool = Field(
+        default=True,
+        description="Record how models and the API are used, for statistics and analytics.",
+    )
+    usage_buffer: int = Field(
+        default=50_000,
+        ge=1,
+        description="Usage events that wait in one process for the database; of more, views are left out first and downloads last, and counted.",
+    )
+    usage_days: int = Field(
+        default=30,
+        ge=8,
+        description="Days that single usage events are kept; what they add up to stays.",
+    )
+    rollup_seconds: float = Field(
+        default=5.0, gt=0, description="How often usage events are added up."
+    )
+    max_analytics_buckets: int = Field(
+        default=500_000,
+        ge=1,
+        description="Most rows of added-up usage that one question may read.",
+    )
+    max_analytics_models: int = Field(
+        default=10_000,
+        ge=1,
+        description="Most models, other than public and internal ones, that one question may be about.",
+    )
+    export_days: float = Field(
+        default=7.0, gt=0, description="How long the result of an export is kept."
+    )
+    export_link_minutes: float = Field(
+        default=60.0, gt=0, description="How long a link to the result of an export works."
+    )
+    max_exports: int = Field(
+        default=4, ge=1, description="Exports that one person may have waiting or running."
+    )
+    max_export_streams: int = Field(
+        default=4, ge=1, description="Direct exports that one process sends at once."
+    )
+    max_bulk_models: int = Field(
+        default=100_000, ge=1, description="Most models that one bulk change may be about."
+    )
     deleted_days: float = Field(
         default=30.0, ge=0, description="How long a deleted model can be restored."
     )

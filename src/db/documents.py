@@ -10,8 +10,17 @@ from .idempotency import IdempotencyDocument
 from .jobs import JobDocument, JobLogDocument
 from .models import CardDocument, LikeDocument, ModelDocument
 from .persisted import PersistedDocument, PersistedUsageDocument
+from .rollups import (
+    DayRollupDocument,
+    HomeDocument,
+    MinuteRollupDocument,
+    QuarterRollupDocument,
+    RollupDeltaDocument,
+    RollupStateDocument,
+)
 from .tokens import TokenDocument
 from .uploads import QuotaDocument, UploadDocument
+from .usage import DirtyMinuteDocument
 from .versions import VersionDocument
 
 DOCUMENTS: list[type[BaseDocument]] = [
@@ -34,4 +43,11 @@ DOCUMENTS: list[type[BaseDocument]] = [
     PersistedDocument,
     PersistedUsageDocument,
     CacheDocument,
+    DirtyMinuteDocument,
+    MinuteRollupDocument,
+    QuarterRollupDocument,
+    DayRollupDocument,
+    HomeDocument,
+    RollupStateDocument,
+    RollupDeltaDocument,
 ]

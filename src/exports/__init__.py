@@ -1,0 +1,1 @@
+"""Rows as files: JSON lines, CSV, Parquet. Knows no GraphQL and no database."""
