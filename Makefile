@@ -30,7 +30,7 @@ else \
 fi
 endef
 
-.PHONY: help run coverage test check fuzz faults bench bench-cache bench-peers bench-live bench-uploads schema wheel clean
+.PHONY: help run coverage test check fuzz faults bench bench-cache bench-peers bench-live bench-uploads bench-usage bench-analytics bench-exports schema wheel clean
 
 help: ## List the verbs
 	@echo 'make VERB, where VERB is one of'
@@ -86,6 +86,20 @@ bench-live: ## Measure 1,000 and 10,000 watchers of one job, beside plain Strawb
 bench-uploads: ## Measure a large upload beside cp and sha256sum, and eight at once (ARGS='--megabytes 500')
 	@$(PREPARE) .venv/developed .venv/libraries
 	@exec $(BIN)/python -m bench.uploads $(ARGS)
+
+bench-usage: ## Measure what recording usage adds to a request (ARGS=--write)
+	@$(call debian,command -v wrk >/dev/null,wrk,the measurements need it)
+	@$(PREPARE) .venv/developed .venv/libraries
+	@exec $(BIN)/python -m bench.usage $(ARGS)
+
+bench-analytics: ## Measure questions about 10,000,000 usage events, and recount them (ARGS='--events 1000000')
+	@$(PREPARE) .venv/developed .venv/libraries
+	@exec $(BIN)/python -m bench.analytics $(ARGS)
+
+bench-exports: ## Measure exports beside a loop by hand, killed, and beside requests (ARGS='--models 1000000')
+	@$(call debian,command -v wrk >/dev/null,wrk,the measurements need it)
+	@$(PREPARE) .venv/developed .venv/libraries
+	@exec $(BIN)/python -m bench.exports $(ARGS)
 
 schema: ## Print the schema into schema.graphql
 	@$(PREPARE) .venv/installed

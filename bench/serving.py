@@ -216,6 +216,7 @@ async def fill(settings: Settings, models: int, files_per_version: int = FILES_P
                 storage,
                 models=models,
                 files_per_version=files_per_version,
+                usage=False,
                 report=report,
             )
             print(f"Loaded {models:,} models in {result.seconds:.0f} s", file=sys.stderr)

@@ -31,6 +31,8 @@ from modelharbor.execution.persisted import open_persisted
 from modelharbor.http.acknowledging import AcknowledgingMiddleware
 from modelharbor.http.console import console_routes, graphiql_page
 from modelharbor.http.downloads import download_routes
+from modelharbor.http.export_stream import export_stream_routes
+from modelharbor.http.exports import export_routes
 from modelharbor.http.graphql import GraphQLEndpoint
 from modelharbor.http.health import health_routes
 from modelharbor.http.metrics import metrics_routes
@@ -49,8 +51,8 @@ from modelharbor.observability.garbage import collecting
 from modelharbor.observability.logging import configure_logging, hold_no_lines
 from modelharbor.observability.metrics import Metrics
 from modelharbor.observability.sentry import init_sentry
-from modelharbor.resolvers.downloads import counting_downloads
 from modelharbor.resolvers.receiving import Receiver
+from modelharbor.resolvers.recording import recording_usage
 from modelharbor.resolvers.sessions import open_sessions
 from modelharbor.schema import schema as served_schema
 from modelharbor.settings import Settings
@@ -93,6 +95,9 @@ def create_app(
             answers = await stack.enter_async_context(
                 open_answers(cache, freshness, settings, secret, metrics)
             )
+            usage = await stack.enter_async_context(
+                recording_usage(database, settings, secret, metrics.usage)
+            )
             yield State(
                 settings=settings,
                 database=database,
@@ -119,7 +124,7 @@ def create_app(
                 ),
                 storage=storage,
                 receiver=receiver,
-                downloads=await stack.enter_async_context(counting_downloads(database)),
+                usage=usage,
                 secret_key=secret,
             )
 
@@ -133,7 +138,9 @@ def create_app(
             *health_routes(),
             *metrics_routes(metrics),
             *download_routes(settings),
+            *export_routes(),
             *upload_routes(settings),
+            *export_stream_routes(graphql.operations),
             *console_routes(settings),
         ],
         exception_handlers={HTTPException: http_error, HarborError: harbor_error},

@@ -1,7 +1,8 @@
 """What one GraphQL operation may use. Made anew for each, and dies with it."""
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypeAlias
+import asyncio
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import strawberry
 
@@ -20,6 +21,9 @@ class Context(Reads):
     settings: Settings
     storage: BlobStore
     request_id: str
+    shown: "list[tuple[str, str, asyncio.Future[Any]]]" = field(default_factory=list)
+    """What graphql-core has loaded for fields that show models: the field's name in the answer, and the
+    name of the model's id in the row."""
 
     @property
     def person(self) -> "Viewer":

@@ -70,8 +70,9 @@ def settings(engines: Engines, migrated_database: str, tmp_path: Path) -> Settin
         data_path=tmp_path,
         environment="test",
         # Tests write to the database itself and look at once, and count commands: what is kept would
-        # be heard of a moment later. Those of caches switch it on.
+        # be heard of a moment later. Those of caches switch it on; those of usage, its recording.
         response_cache=False,
+        usage_recording=False,
     )
 
 

@@ -16,6 +16,7 @@ def served() -> GraphQLSchema:
 
 def test_there_are_examples() -> None:
     assert [path.stem for path in EXAMPLES] == [
+        "analytics",
         "create-model",
         "create-uploads",
         "facets",

@@ -47,7 +47,7 @@ class DownloadLinks:
 
     def upload(self, upload_id: ObjectId) -> str:
         """Where the bytes of an upload are sent to; it carries no permission."""
-        return f"{self._base}/uploads/{upload_id}"
+        return f"{self.address}/uploads/{upload_id}"
 
     def link(
         self, file_id: ObjectId, path: str, expires_in: int, *, held: Permission | None = None
@@ -60,22 +60,43 @@ class DownloadLinks:
         expires = now - now % 60 + 60 + expires_in
         name = quote(Path(path).name, safe="")
         more = "" if held is None else f"&{HELD}={held.value}"
-        signature = self._sign(file_id, expires, "" if held is None else held.value)
-        return f"{self._base}/files/{file_id}/{name}?expires={expires}{more}&signature={signature}"
+        signature = self._signed(_of_file(file_id, expires, "" if held is None else held.value))
+        return (
+            f"{self.address}/files/{file_id}/{name}?expires={expires}{more}&signature={signature}"
+        )
+
+    def export(self, job_id: ObjectId, name: str, expires_in: int) -> str:
+        """A link to the result of an export, good for `expires_in` seconds. What else it takes is looked
+        at when it is used."""
+        now = int(time.time())
+        expires = now - now % 60 + 60 + expires_in
+        signature = self._signed(f"export {job_id} {expires}")
+        place = f"{self.address}/exports/{job_id}/{quote(name, safe='')}"
+        return f"{place}?expires={expires}&signature={signature}"
 
     @property
-    def _base(self) -> str:
+    def address(self) -> str:
+        """Of the server."""
         return self.base_url if isinstance(self.base_url, str) else self.base_url()
 
     def is_good(self, file_id: ObjectId, expires: str, signature: str, *, held: str = "") -> bool:
         """Of what stands in an address; `held` is part of what was signed."""
+        return self._is_good(expires, _of_file(file_id, expires, held), signature)
+
+    def is_good_export(self, job_id: ObjectId, expires: str, signature: str) -> bool:
+        """The same of a link to the result of an export."""
+        return self._is_good(expires, f"export {job_id} {expires}", signature)
+
+    def _is_good(self, expires: str, what: str, signature: str) -> bool:
         if not expires.isascii() or not expires.isdigit() or len(expires) > 12:
             return False
         if int(expires) < time.time():
             return False
-        expected = self._sign(file_id, int(expires), held)
-        return hmac.compare_digest(expected.encode(), signature.encode())
+        return hmac.compare_digest(self._signed(what).encode(), signature.encode())
 
-    def _sign(self, file_id: ObjectId, expires: int, held: str) -> str:
-        what = f"download {file_id} {expires}{f' {held}' if held else ''}"
+    def _signed(self, what: str) -> str:
         return hmac.new(self.key, what.encode(), sha256).hexdigest()
+
+
+def _of_file(file_id: ObjectId, expires: int | str, held: str) -> str:
+    return f"download {file_id} {expires}{f' {held}' if held else ''}"

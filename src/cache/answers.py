@@ -15,6 +15,8 @@ from enum import Enum
 from time import time
 from typing import Any, Final, Protocol
 
+from bson import ObjectId
+
 from modelharbor.db.ending import ended
 from modelharbor.errors import HarborError
 from modelharbor.observability.metrics import CacheCount, Metrics
@@ -37,6 +39,7 @@ UNKEPT_SECONDS: Final = 5.0
 """How long it is remembered that answers of an operation cannot be kept: nobody waits for them."""
 MOST_LEARNED: Final = 20_000
 TAG_BYTES: Final = sys.getsizeof("") + 8  # beside its letters, and its place
+VIEWED_BYTES: Final = sys.getsizeof(ObjectId()) + sys.getsizeof(b"") + 12 + 8
 ENTRY_BYTES: Final = 560  # of the objects around a body and its tags; measured in test_answers.py
 
 
@@ -143,7 +146,8 @@ def viewer_key(base: bytes, rights: str, viewer: str) -> bytes:
 def entry_bytes(entry: Entry) -> int:
     """What it takes in memory."""
     tags = entry.tags
-    return ENTRY_BYTES + len(entry.body) + sum(map(len, tags)) + TAG_BYTES * len(tags)
+    told = sum(map(len, tags)) + TAG_BYTES * len(tags) + VIEWED_BYTES * len(entry.viewed)
+    return ENTRY_BYTES + len(entry.body) + told
 
 
 class Answers:

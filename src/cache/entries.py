@@ -4,6 +4,8 @@ from collections.abc import Collection
 from dataclasses import dataclass, field
 from enum import Enum
 
+from bson import ObjectId
+
 from .tags import Tag
 
 
@@ -34,6 +36,8 @@ class Entry:
     """Not for caches that serve several people."""
     cost: int = 0
     """The actual cost of the operation."""
+    viewed: tuple[ObjectId, ...] = ()
+    """The models that it shows by their own field: whoever gets it has viewed them."""
     read_at: float = field(default=0.0, compare=False)
     """When all of it had been read, by the monotonic clock of this process; what another one has made,
     when it was fetched."""

@@ -19,6 +19,9 @@ ORDERED: Final = _SCORES | {
     "stats.downloads_30d",
     "stats.downloads_all",
     "stats.likes",
+    "stats.use_1d",
+    "stats.use_7d",
+    "stats.use_30d",
     "stats.size_bytes",
     "parameters",
 }

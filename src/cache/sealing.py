@@ -9,11 +9,13 @@ from typing import Final
 
 import orjson
 import zstandard
+from bson import ObjectId
 
 from .entries import Access, Entry
 
-VERSION: Final = b"mh1\0"
-_HEAD: Final = struct.Struct("<4sBBBxQdddQII")
+VERSION: Final = b"mh2\0"
+_HEAD: Final = struct.Struct("<4sBBBxQdddQIIH")
+_ID_BYTES: Final = 12
 _SEAL_BYTES: Final = 16
 SMALL: Final = 512  # bytes; below, compressing gains little
 LEVEL: Final = 1
@@ -51,8 +53,10 @@ class Seal:
             entry.cost,
             len(entry.body),
             len(tags),
+            len(entry.viewed),
         )
-        content = b"".join((head, tags, body))
+        viewed = b"".join(each.binary for each in entry.viewed)
+        content = b"".join((head, tags, viewed, body))
         return self._seal(name, content) + content
 
     def open(self, name: str, value: bytes) -> Entry | None:
@@ -64,11 +68,15 @@ class Seal:
             return None
         head = _HEAD.unpack_from(content)
         version, is_packed, access, is_private, position, made_at, max_age, stale, cost = head[:9]
-        length, tags_length = head[9:]
+        length, tags_length, viewed_count = head[9:]
         if version != VERSION or length > self._most_bytes:
             return None
         at = _HEAD.size + tags_length
-        body = content[at:]
+        end = at + viewed_count * _ID_BYTES
+        if end > len(content):
+            return None
+        viewed = tuple(ObjectId(content[i : i + _ID_BYTES]) for i in range(at, end, _ID_BYTES))
+        body = content[end:]
         if is_packed:
             try:
                 if zstandard.frame_content_size(body) != length:
@@ -86,6 +94,7 @@ class Seal:
             stale=stale,
             is_private=bool(is_private),
             cost=cost,
+            viewed=viewed,
             read_at=monotonic(),
         )
 

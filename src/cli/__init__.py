@@ -3,7 +3,7 @@
 import sys
 from typing import Final
 
-REMOTE: Final = frozenset({"push", "pull", "login", "logout"})
+REMOTE: Final = frozenset({"push", "pull", "export", "login", "logout"})
 
 
 def main() -> None:

@@ -4,9 +4,11 @@ import sys
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from typing import Final
 
 from rich.console import Console
+from rich.filesize import decimal
 from rich.markup import escape
 from rich.progress import (
     BarColumn,
@@ -19,7 +21,7 @@ from rich.progress import (
 from rich.progress import Progress as Bars
 from rich.table import Column
 
-from modelharbor.client import LocalFile, Progress, Step
+from modelharbor.client import Exporting, LocalFile, Progress, Step
 
 from .remote import plainly
 
@@ -106,6 +108,59 @@ def shown_bars(*, hidden: bool) -> Iterator[Bars]:
         DownloadColumn(table_column=Column(no_wrap=True)),  # so only the bar gets narrower
         TransferSpeedColumn(table_column=Column(no_wrap=True)),
         TimeRemainingColumn(table_column=Column(no_wrap=True)),
+        console=Console(stderr=True),
+        transient=True,
+        disable=hidden or not sys.stderr.isatty(),
+    ) as bars:
+        yield bars
+
+
+class RowsBoard:
+    """One bar: of the rows that a server writes, then of the bytes that come here."""
+
+    def __init__(self, bars: Bars) -> None:
+        self._bars = bars
+        self._rows: TaskID | None = None
+        self._bytes: TaskID | None = None
+        self.now: Exporting | None = None
+
+    def told(self, now: Exporting) -> None:
+        self.now = now
+        words = [f"{now.rows:,}{f' of {now.total:,}' if now.total else ''} rows"]
+        if now.message:
+            words.append(escape(plainly(now.message)))
+        if now.rows_per_second:
+            words.append(f"{now.rows_per_second:,.0f} rows/s")
+        if now.seconds_left is not None:
+            words.append(f"{timedelta(seconds=round(now.seconds_left))} left")
+        if self._rows is None:
+            self._rows = self._bars.add_task("", total=None, told="")
+        self._bars.update(
+            self._rows,
+            description=now.state.capitalize(),
+            completed=now.rows,
+            total=now.total,
+            told=", ".join(words),
+        )
+
+    def report(self, now: Progress) -> None:
+        self._show(now.done, now.total, f"{decimal(now.done)} of {decimal(now.total)}")
+
+    def received(self, size: int) -> None:
+        self._show(size, None, decimal(size))
+
+    def _show(self, size: int, total: int | None, words: str) -> None:
+        if self._bytes is None:
+            self._bytes = self._bars.add_task("Received", total=total, told="")
+        self._bars.update(self._bytes, completed=size, told=words)
+
+
+@contextmanager
+def shown_rows(*, hidden: bool) -> Iterator[Bars]:
+    with Bars(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.fields[told]}", table_column=Column(no_wrap=True)),
         console=Console(stderr=True),
         transient=True,
         disable=hidden or not sys.stderr.isatty(),

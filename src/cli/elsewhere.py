@@ -2,13 +2,14 @@
 
 import typer
 
-from . import login, pull, push, remote
+from . import export, login, pull, push, remote
 from .telling import Commands
 
 
 def add_remote(app: typer.Typer) -> None:
     app.command("push", epilog=remote.VERSION_EXIT_CODES)(push.push)
     app.command("pull", epilog=remote.VERSION_EXIT_CODES)(pull.pull)
+    app.command("export", epilog=remote.EXIT_CODES)(export.export)
     app.command("login", epilog=remote.EXIT_CODES)(login.login)
     app.command("logout")(login.logout)
 

@@ -1,4 +1,4 @@
-"""`jobs`, `reindex`, `collect-garbage` and `verify-blobs`."""
+"""`jobs`, `reindex`, `collect-garbage`, `verify-blobs` and `analytics`."""
 
 import asyncio
 import re
@@ -29,6 +29,7 @@ from modelharbor.resolvers.jobs import (
     list_jobs,
     log_of_job,
     retry_job,
+    start_backfill,
     start_collection,
     start_reindex,
     start_verification,
@@ -496,6 +497,32 @@ def verify_blobs(
 ) -> None:
     """Read stored contents again and compare them with their hashes, as a job."""
     row = _changing(lambda database: start_verification(database, None, all_contents=all_contents))
+    _started(row, watch)
+
+
+analytics = typer.Typer(help="Analytics: what is counted of the use of models and the API.")
+
+
+@analytics.command()
+def backfill(
+    first: Annotated[
+        datetime | None,
+        typer.Option(
+            "--from",
+            formats=["%Y-%m-%d"],
+            help="The first day, UTC; otherwise the first whose events are kept.",
+        ),
+    ] = None,
+    last: Annotated[
+        datetime | None,
+        typer.Option("--to", formats=["%Y-%m-%d"], help="The last day; otherwise today."),
+    ] = None,
+    watch: Watch = False,
+) -> None:
+    """Add up usage again from its events, as a job."""
+    if first is not None and last is not None and first > last:
+        raise typer.BadParameter("It is after --to.", param_hint="--from")
+    row = _changing(lambda database: start_backfill(database, first, last))
     _started(row, watch)
 
 

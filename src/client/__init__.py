@@ -5,6 +5,7 @@ from .failures import (
     Changed,
     ClientError,
     Damaged,
+    JobFailed,
     Refused,
     Rejected,
     Unauthenticated,
@@ -15,6 +16,8 @@ from .failures import (
 from .folders import walk
 from .publishing import Draft
 from .records import (
+    Exported,
+    Exporting,
     File,
     Finding,
     LocalFile,
@@ -33,8 +36,11 @@ __all__ = [
     "ClientError",
     "Damaged",
     "Draft",
+    "Exported",
+    "Exporting",
     "File",
     "Finding",
+    "JobFailed",
     "LocalFile",
     "Processing",
     "Progress",

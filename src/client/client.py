@@ -12,7 +12,8 @@ from urllib.parse import urlsplit
 import httpx
 import orjson
 
-from . import documents, live
+from . import documents, exports, live
+from .agent import user_agent
 from .answers import data_of, failure_of, payload_of, whole
 from .downloading import download
 from .failures import PASSING, ClientError, Rejected, Unreachable
@@ -28,6 +29,8 @@ from .publishing import (
     reason_of,
 )
 from .records import (
+    Exported,
+    Exporting,
     File,
     Finding,
     LocalFile,
@@ -53,6 +56,10 @@ def unheard(progress: Progress) -> None:
     pass
 
 
+def untold(now: Exporting) -> None:
+    pass
+
+
 class Client:
     """`async with Client("https://models.example", token) as client: …`
 
@@ -72,6 +79,7 @@ class Client:
 
     async def __aenter__(self) -> Self:
         self._http = httpx.AsyncClient(
+            headers={"user-agent": user_agent()},
             timeout=TIMEOUT,
             limits=httpx.Limits(max_connections=100, max_keepalive_connections=20),
             verify=ssl.create_default_context(),  # with the authorities of this machine
@@ -254,6 +262,71 @@ class Client:
             if not page["pageInfo"]["hasNextPage"]:
                 return
             after = page["pageInfo"]["endCursor"]
+
+    # ---- exports
+
+    async def export(
+        self,
+        query: str,
+        path: Path,
+        variables: Mapping[str, Any] | None = None,
+        *,
+        format: str = "JSONL",
+        compression: str = "ZSTD",
+        new: bool = False,
+        told: Callable[[Exporting], None] = untold,
+        report: Report = unheard,
+    ) -> Exported:
+        """All rows of a query of one connection to a file, by a job of the server.
+
+        Goes on where an earlier process was stopped, unless `new`. The file is there when it is whole.
+        """
+        return await exports.export(
+            self,
+            query,
+            path,
+            variables=variables or {},
+            format=format,
+            compression=compression,
+            new=new,
+            told=told,
+            report=report,
+        )
+
+    async def fetch_export(
+        self,
+        job_id: str,
+        path: Path,
+        *,
+        told: Callable[[Exporting], None] = untold,
+        report: Report = unheard,
+    ) -> Exported:
+        """What the job of an earlier export has written, or writes, to a file."""
+        return await exports.fetch_export(self, job_id, path, told=told, report=report)
+
+    async def cancel_export(self, job_id: str) -> None:
+        await exports.cancel_export(self, job_id)
+
+    def stream_export(
+        self, query: str, variables: Mapping[str, Any] | None = None, *, format: str = "JSONL"
+    ) -> AsyncGenerator[bytes, None]:
+        """The same rows straight, JSONL or CSV, as fast as they are taken. ClientError (CUT_OFF): they
+        broke off."""
+        return exports.stream_export(self, query, variables or {}, format)
+
+    async def stream_to(
+        self,
+        query: str,
+        path: Path,
+        variables: Mapping[str, Any] | None = None,
+        *,
+        format: str = "JSONL",
+        report: Callable[[int], None] = lambda size: None,
+    ) -> int:
+        """The same to a file, which is there when it is whole; answers its bytes."""
+        return await exports.stream_to(
+            self, query, path, variables=variables or {}, format=format, report=report
+        )
 
     # ---- files and versions
 

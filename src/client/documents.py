@@ -119,6 +119,32 @@ JOB: Final = """subscription Job($id: ID!, $after: Cursor) {
   }
 }"""
 
+EXPORT: Final = """mutation Export($input: BulkExportInput!) {
+  bulkExport(input: $input) {
+    job { id }
+    userErrors { code message path }
+  }
+}"""
+
+EXPORT_JOB: Final = """subscription ExportJob($id: ID!, $after: Cursor) {
+  jobProgress(id: $id, after: $after) {
+    cursor
+    job {
+      state
+      error { code message }
+      progress { current total ratePerSecond etaSeconds message }
+    }
+  }
+}"""
+
+EXPORTED: Final = """query Exported($id: ID!) {
+  node(id: $id) { ... on Job { kind state error { code message } result downloadUrl } }
+}"""
+
+CANCEL_JOB: Final = """mutation CancelJob($input: CancelJobInput!) {
+  cancelJob(input: $input) { userErrors { code message path } }
+}"""
+
 REASON: Final = """query Reason($id: ID!) {
   node(id: $id) { ... on ModelVersion { statusReason } }
 }"""

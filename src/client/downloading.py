@@ -328,7 +328,7 @@ class _Filling:
             try:
                 async with self.fetching.connections, aclosing(self._range(url, at, end)) as blocks:
                     async for block in blocks:
-                        await asyncio.to_thread(_write, self.part.descriptor, block, at)
+                        await asyncio.to_thread(write_at, self.part.descriptor, block, at)
                         at += len(block)
                         self.done += len(block)
                         self.moved += len(block)
@@ -368,10 +368,10 @@ class _Filling:
         if not is_whole:
             headers["range"] = f"bytes={start}-{end - 1}"
         for _ in range(MOST_REDIRECTS):
-            async with self.client.http.stream("GET", _link(url), headers=headers) as answer:
+            async with self.client.http.stream("GET", checked_link(url), headers=headers) as answer:
                 self.client.answered()
                 if answer.has_redirect_location:
-                    url = _link(answer.headers["location"], url)
+                    url = checked_link(answer.headers["location"], url)
                     continue
                 if answer.status_code == 412:
                     raise Changed(f"{file.path} is another file on the server now.")
@@ -399,7 +399,7 @@ class _Filling:
         raise Rejected(f"The link to {file.path} leads nowhere.", "NOT_FOUND")
 
 
-def _link(given: object, base: str = "") -> str:
+def checked_link(given: object, base: str = "") -> str:
     """Rejected: it is no address that contents are fetched from."""
     try:
         url = urljoin(base, given) if isinstance(given, str) else ""
@@ -417,7 +417,7 @@ def _no_link() -> Rejected:
     return Rejected("The server names an address that is none.", "BAD_ANSWER")
 
 
-def _write(descriptor: int, data: bytes, at: int) -> None:
+def write_at(descriptor: int, data: bytes, at: int) -> None:
     while data:
         count = os.pwrite(descriptor, data, at)
         data, at = data[count:], at + count

@@ -49,6 +49,10 @@ class Unauthenticated(Rejected):
     """The token is missing or no longer valid."""
 
 
+class JobFailed(Rejected):
+    """A job of the server ended otherwise than well."""
+
+
 @dataclass(frozen=True, slots=True)
 class UserError:
     code: str

@@ -10,6 +10,7 @@ from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidStatus
 from websockets.typing import Subprotocol
 
+from .agent import user_agent
 from .failures import PASSING, ClientError, Rejected, Unauthenticated, Unreachable, rejected
 from .patience import Patience, asked_seconds, may_pass
 
@@ -42,6 +43,7 @@ async def subscribe(
                 max_size=LARGEST,
                 open_timeout=20,
                 close_timeout=2,
+                user_agent_header=user_agent(),
             ) as socket:
                 async with aclosing(_events(socket, token, query, given)) as events:
                     async for data in events:

@@ -124,6 +124,33 @@ class Processing:
     total: int | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class Exporting:
+    """How far the job of an export is, in rows."""
+
+    job_id: str
+    state: str
+    rows: int = 0
+    total: int | None = None
+    rows_per_second: float | None = None
+    seconds_left: float | None = None
+    message: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Exported:
+    """What an export has written; `url` needs no token, and is good for some time."""
+
+    job_id: str
+    file_name: str
+    rows: int
+    size_bytes: int
+    truncated: int  # connections below rows that have more than is in the file
+    faults: int  # rows that are left out, for the server could not make them
+    expires_at: str
+    url: str | None = None
+
+
 def version_of(row: Mapping[str, Any]) -> Version:
     return Version(
         id=row["id"],

@@ -2,8 +2,8 @@
 
 from .actors import ActorDocument, MembershipDocument
 from .base import BaseDocument
+from .bulk import BulkBatchDocument
 from .cache import CacheDocument
-from .downloads import DownloadDayDocument
 from .events import EventDocument
 from .files import BlobDocument, FileDocument
 from .idempotency import IdempotencyDocument
@@ -32,12 +32,12 @@ DOCUMENTS: list[type[BaseDocument]] = [
     VersionDocument,
     FileDocument,
     BlobDocument,
-    DownloadDayDocument,
     TokenDocument,
     EventDocument,
     IdempotencyDocument,
     JobDocument,
     JobLogDocument,
+    BulkBatchDocument,
     UploadDocument,
     QuotaDocument,
     PersistedDocument,

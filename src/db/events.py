@@ -2,7 +2,7 @@
 
 from datetime import datetime
 from enum import Enum
-from typing import Any
+from typing import Any, Final
 
 from beanie import PydanticObjectId
 from pydantic import Field
@@ -28,6 +28,19 @@ class EventKind(Enum):
     ALIAS_SET = "ALIAS_SET"
     ALIAS_DELETED = "ALIAS_DELETED"
     ROLE_GRANTED = "ROLE_GRANTED"
+
+
+MOVING: Final = frozenset(
+    {
+        EventKind.VERSION_READY,
+        EventKind.VERSION_RELEASED,
+        EventKind.VERSION_ARCHIVED,
+        EventKind.VERSION_DELETED,
+        EventKind.ALIAS_SET,
+        EventKind.ALIAS_DELETED,
+    }
+)
+"""After these a name of the model may point elsewhere."""
 
 
 class Stream(Enum):
@@ -56,6 +69,8 @@ class EventDocument(BaseDocument):
     actor_id: PydanticObjectId | None = None  # who did it; None: the system
     before: dict[str, Any] = {}
     after: dict[str, Any] = {}
+    pointed: dict[str, Any] | None = None
+    """Of MOVING kinds: where the names of the model pointed after it, see history.py."""
     job: dict[str, Any] | None = None
     """The job as it was then, without what only its worker needs."""
     upload: dict[str, Any] | None = None
@@ -69,6 +84,11 @@ class EventDocument(BaseDocument):
         name = "events"
         indexes = [
             IndexModel([("model_id", ASCENDING), ("_id", ASCENDING)], name="model"),
+            IndexModel(
+                [("model_id", ASCENDING), ("at", ASCENDING), ("_id", ASCENDING)],
+                name="pointed",
+                partialFilterExpression={"pointed": {"$type": "object"}},
+            ),
             IndexModel([("stream", ASCENDING), ("position", ASCENDING)], name="stream"),
             IndexModel([("about", ASCENDING), ("position", ASCENDING)], name="about"),
             IndexModel(

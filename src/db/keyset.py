@@ -7,8 +7,9 @@ import base64
 import binascii
 from collections.abc import Hashable
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from enum import Enum
+from math import inf, nextafter
 from typing import Any, Final
 
 import bson
@@ -19,6 +20,7 @@ from modelharbor.errors import BadUserInput
 
 from .base import Row
 
+LAST_YEAR, LAST_WHOLE = 9999, 2**63 - 1  # that Python, and BSON, can say
 MAX_CURSOR: Final = 8192  # characters; a path of 1,024 characters of 4 bytes each gives 5,600
 
 
@@ -169,7 +171,7 @@ class Window:
             return _both(base, {self.order.path: {operator: place.value}})
         branches = [
             {self.order.path: {operator: place.value}},
-            {self.order.path: place.value, "_id": {operator: place.id}},
+            {self.order.path: _just(place.value), "_id": {operator: place.id}},
         ]
         if "$or" in base and len(base) == 1:  # between two places: each branch of the first, twice
             return {"$or": [_both(branch, b) for branch in base["$or"] for b in branches]}
@@ -177,6 +179,22 @@ class Window:
 
     def cursor(self, row: Row) -> str:
         return encode_cursor(self.order, row)
+
+
+def _just(value: Any) -> Row:
+    """What equals `value`, said as a range up to the next one: with a single value MongoDB takes that
+    branch for a list in the order of `_id`. It could not merge it with the other one where a filter has
+    several principals, and would read and sort all that is left of the list."""
+    match value:
+        case datetime() if value.year < LAST_YEAR:
+            return {"$gte": value, "$lt": value + timedelta(milliseconds=1)}
+        case str():
+            return {"$gte": value, "$lt": value + "\0"}
+        case int() if value < LAST_WHOLE:
+            return {"$gte": value, "$lt": value + 1}
+        case float():
+            return {"$gte": value, "$lt": nextafter(value, inf)}
+    return {"$gte": value, "$lte": value}  # nothing comes after it
 
 
 def _both(one: Row, other: Row) -> Row:

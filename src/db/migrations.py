@@ -3,21 +3,38 @@
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any
 
 import pymongo
 from bson import ObjectId
-from pymongo import UpdateOne
+from pymongo import ReplaceOne, UpdateOne
 from pymongo.errors import DuplicateKeyError
 
 from .base import utc_now
 from .connection import Database
 from .documents import DOCUMENTS
 from .files import path_key
+from .history import fill_pointed
+from .rollups import (
+    HOME_READ,
+    STATE,
+    Cuboid,
+    Grain,
+    Groups,
+    coarser,
+    naive,
+    new_home,
+    new_state,
+    of_audiences,
+    row_of,
+)
+from .usage import EVENT_INDEX, UsageKind, collection_of, day_of
 
 STEP_SECONDS = 3600  # an index over many rows takes longer than any request may
 PATHS_AT_ONCE = 1000
+ROWS_AT_ONCE = 1000
+NOON = timedelta(hours=12)
 LEASE = timedelta(seconds=60)  # a process that died while migrating holds the others up no longer
 
 
@@ -136,6 +153,109 @@ async def take_uploads(database: Database) -> None:
     await files.update_many({"path_key": absent}, [{"$set": {"path_key": {"$toLower": "$path"}}}])
 
 
+async def take_usage(database: Database) -> None:
+    """The collections and indexes of usage; downloads that were counted by day become rows. Again, it
+    does the rest.
+
+    Nobody knows at what time of a day they were: in rows by quarter they stand at noon, UTC, which in
+    nearly all timezones is the same day. Those of today are an event, since others follow.
+    """
+    await create_indexes(database)
+    data = database.data
+    for name in ("unique_downloaders_30d", "use_1d", "use_7d", "use_30d"):
+        field = f"stats.{name}"
+        await data["models"].update_many({field: {"$exists": False}}, {"$set": {field: 0}})
+    if await data["models"].find_one({}, {"_id": 1}) is None:
+        return
+    now = utc_now()
+    today = day_of(now)
+    await _settle_in(database)
+    counted = data["downloads"]
+    await counted.create_index([("day", 1)])
+    days = await counted.distinct("day")
+    for day in sorted(day for day in days if day < today):
+        await _take_day(database, day)
+    await _take_today(database, today)
+    recorded = await data["log"].find_one({"_id": "events"})
+    state = new_state(
+        now, whole_from=today, position=recorded["recorded"] if recorded else "0" * 24
+    )
+    # As if nothing had run for long: windows of all models are looked at.
+    state |= {"stats_day": today - timedelta(days=60), "began": min(days) if days else None}
+    await data["rollup_state"].update_one({"_id": STATE}, {"$setOnInsert": state}, upsert=True)
+    await counted.drop()
+
+
+async def _settle_in(database: Database) -> None:
+    """A home for each model, with the downloads that no day has."""
+    sums = await database.data["downloads"].aggregate(
+        [{"$group": {"_id": "$model_id", "downloads": {"$sum": "$downloads"}}}], allowDiskUse=True
+    )
+    by_model = {row["_id"]: row["downloads"] async for row in sums}
+    homes: list[ReplaceOne[dict[str, Any]]] = []
+    projection = {**HOME_READ, "stats.downloads_all": 1}
+    async for model in database.data["models"].find({}, projection):
+        before = model["stats"]["downloads_all"] - by_model.get(model["_id"], 0)
+        home = {**new_home(model), "downloads_before": max(0, before)}
+        homes.append(ReplaceOne({"_id": model["_id"]}, home, upsert=True))
+        if len(homes) == ROWS_AT_ONCE:
+            await database.data["rollup_homes"].bulk_write(homes, ordered=False)
+            homes = []
+    if homes:
+        await database.data["rollup_homes"].bulk_write(homes, ordered=False)
+
+
+async def _take_day(database: Database, day: datetime) -> None:
+    rows = await database.data["downloads"].find({"day": day}).to_list()
+    fine: Groups = {
+        (Cuboid.MODEL_ALL.value, row["model_id"], None, None, None, None): {
+            "downloads": row["downloads"]
+        }
+        for row in rows
+    }
+    ids = {"_id": {"$in": [row["model_id"] for row in rows]}}
+    homes = {row["_id"]: row async for row in database.data["rollup_homes"].find(ids)}
+    for grain, at in ((Grain.QUARTER, day + NOON), (Grain.DAY, day)):
+        groups = {**fine, **coarser(fine, grain)}
+        groups |= of_audiences(groups, homes)
+        made = [row_of(key, at, sums, 0) for key, sums in groups.items()]
+        writes = [ReplaceOne({"_id": row["_id"]}, row, upsert=True) for row in made if row]
+        for start in range(0, len(writes), ROWS_AT_ONCE):
+            await database.data[grain.value].bulk_write(
+                writes[start : start + ROWS_AT_ONCE], ordered=False
+            )
+
+
+async def _take_today(database: Database, today: datetime) -> None:
+    events = database.data[collection_of(today)]
+    await events.create_indexes([EVENT_INDEX])
+    writes = [
+        ReplaceOne(
+            {"_id": f"before:{row['model_id']}"},
+            {
+                "at": today,
+                "kind": UsageKind.DOWNLOAD.value,
+                "model": row["model_id"],
+                "count": row["downloads"],
+                "bytes": 0,
+            },
+            upsert=True,
+        )
+        async for row in database.data["downloads"].find({"day": {"$gte": today}})
+    ]
+    if writes:
+        await events.bulk_write(writes, ordered=False)
+        await database.data["usage_dirty"].update_one(
+            {"minute": naive(today), "process": "before"}, {"$inc": {"marks": 1}}, upsert=True
+        )
+
+
+async def keep_history(database: Database) -> None:
+    """For events of before, what names pointed at after them. Again, it does the rest."""
+    await create_indexes(database)
+    await fill_pointed(database)
+
+
 def _known(array: object) -> dict[str, object]:
     """Without what is not there: the model may be gone."""
     return {"$filter": {"input": array, "cond": {"$gt": ["$$this", None]}}}
@@ -152,6 +272,8 @@ MIGRATIONS: list[tuple[int, str, Migration]] = [
     (3, "uploads and inspections", take_uploads),
     (4, "published operations", create_indexes),
     (5, "what is kept", create_indexes),
+    (6, "usage and what it adds up to", take_usage),
+    (7, "where names pointed", keep_history),
 ]
 
 

@@ -41,10 +41,15 @@ class Grant(BaseModel):
 
 
 class Stats(BaseModel):
-    """Counters, kept by the writes that change them, so that reading them costs nothing."""
+    """Counters, so that reading them costs nothing: of use kept by the rollups (worker/model_stats.py),
+    the others by the writes that change them."""
 
-    downloads_30d: int = 0
+    downloads_30d: int = 0  # of so many whole days (UTC), with today
     downloads_all: int = 0
+    unique_downloaders_30d: int = 0  # see db/rollups.py, `distinct`
+    use_1d: int = 0  # downloads and ten times the new likes of so many days
+    use_7d: int = 0
+    use_30d: int = 0
     likes: int = 0
     versions: int = 0  # not deleted ones
     files: int = 0  # of versions that are not deleted
@@ -141,6 +146,9 @@ class ModelDocument(BaseDocument):
                     "likes": "stats.likes",
                     "size": "stats.size_bytes",
                     "parameters": "parameters",
+                    "use_1d": "stats.use_1d",
+                    "use_7d": "stats.use_7d",
+                    "use_30d": "stats.use_30d",
                     "updated": "updated_at",
                     "created": "created_at",
                     "name": "name_lower",
@@ -167,6 +175,19 @@ class ModelDocument(BaseDocument):
                     name=key,
                 )
                 for key in ("task", "library", "license", "owner_login_lower")
+            ],
+            *[
+                IndexModel(
+                    [
+                        ("state", ASCENDING),
+                        ("principals", ASCENDING),
+                        ("task", ASCENDING),
+                        (f"stats.{key}", ASCENDING),
+                        ("_id", ASCENDING),
+                    ],
+                    name=f"task_{key}",
+                )
+                for key in ("use_1d", "use_7d", "use_30d")
             ],
             IndexModel(
                 [

@@ -1,6 +1,7 @@
 """Reads of rows: straight on PyMongo's connections where that can be had, else by its public API."""
 
 import logging
+from contextvars import ContextVar
 from typing import TYPE_CHECKING, Final
 
 from pymongo.asynchronous.database import AsyncDatabase
@@ -13,7 +14,13 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 ONE_BATCH: Final = 10_000  # rows: more than any read here asks for, so no `getMore` below 16 MB
+in_one_reply: Final[ContextVar[bool]] = ContextVar("in_one_reply", default=False)
+"""Whether rows are only wanted where one reply of the server, 16 MB, has them all."""
 COUNTED: Final[Row] = {"$group": {"_id": 1, "n": {"$sum": 1}}}  # as `count_documents` counts
+
+
+class TooManyBytesError(Exception):
+    """The rows are more than one reply, and no more were wanted."""
 
 
 class Reading:

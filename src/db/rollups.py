@@ -2,18 +2,25 @@
 
 A row belongs to one bucket of time and one group of one cuboid: the rows of a cuboid have, together,
 counted each event that concerns it once. What a question is asked of is the cuboid that has its
-dimensions and no more.
+dimensions and no more; `cuboid_of` says which one has rows at a grain.
+
+Adding up is associative and does not heed the order, so what is made of minutes, of quarters or of the
+events themselves is the same: sums, of floats only such as are multiples of 1/1024; sets, of hashes the
+smallest ones; histograms of the same steps; the latest of times.
 """
 
-from datetime import datetime, timedelta
+from collections.abc import Iterable, Iterator, Mapping
+from datetime import UTC, datetime, timedelta
 from enum import Enum
-from typing import Any, Final
+from heapq import nsmallest
+from typing import Any, Final, TypeAlias
 
 from beanie import PydanticObjectId
 from pydantic import BaseModel, Field
 from pymongo import ASCENDING, IndexModel
 
-from .base import BaseDocument
+from .base import BaseDocument, Row
+from .usage import HISTOGRAM_STEPS, UsageKind, day_of
 
 
 class Grain(Enum):
@@ -88,8 +95,11 @@ DataSketches' KMV)."""
 
 class Rolled(BaseModel):
     """A row. Times are the first moment of the bucket. Its id is the group: cuboid, time and dimensions,
-    in the order of the fields here, without those that the cuboid has not; so that rolling up again
-    replaces."""
+    in the order of the fields here, without those that the cuboid or the events have not; so that
+    rolling up again replaces, and that all rows of a bucket stand together in the index of ids.
+
+    Values of ADDITIVE are fields of their own; what is not there is 0, empty or none. One that has no
+    values at all is about to be deleted."""
 
     cuboid: str
     at: datetime
@@ -97,11 +107,11 @@ class Rolled(BaseModel):
     version: PydanticObjectId | None = None
     file: PydanticObjectId | None = None
     format: str | None = None
-    client: str | None = None
     operation: str | None = None  # the first 16 digits of its text's SHA-256, `:`, its name
+    client: str | None = None
     audience: str | None = None
     value: str | None = None  # of the dimension of an audience's cuboid; "": it has none
-    run: int  # the run that wrote it
+    run: int  # the run that changed it last
     who: list[int] = []
     latencies: list[int] = []  # HISTOGRAM_STEPS counts
     last_at: datetime | None = None  # of API rows: when it was last used
@@ -115,7 +125,10 @@ def _indexes() -> list[IndexModel]:
             partialFilterExpression={"model": {"$exists": True}},
         ),
         IndexModel(
-            [("cuboid", ASCENDING), ("audience", ASCENDING), ("at", ASCENDING)], name="audience"
+            [("cuboid", ASCENDING), ("audience", ASCENDING), ("at", ASCENDING)],
+            name="audience",
+            # Those of models, which are most, have none: their names come after.
+            partialFilterExpression={"cuboid": {"$lt": "b"}},
         ),
     ]
 
@@ -156,9 +169,22 @@ class HomeDocument(BaseDocument):
     storage_bytes: int
     stored_bytes: int
     downloads_before: int = 0  # that were counted before there were events
+    downloads_until: datetime | None = None
+    downloads_settled: int = (
+        0  # of all days before `downloads_until`: known without adding up again
+    )
+    moving: int | None = None
+    """Its audience or a dimension changed, so many times: its past is to be added to others' rows."""
 
     class Settings:
         name = "rollup_homes"
+        indexes = [
+            IndexModel(
+                [("moving", ASCENDING), ("_id", ASCENDING)],
+                name="moving",
+                partialFilterExpression={"moving": {"$gt": 0}},
+            )
+        ]
 
 
 class RollupStateDocument(BaseDocument):
@@ -169,6 +195,13 @@ class RollupStateDocument(BaseDocument):
     through: datetime  # all events that were recorded before are in the rows
     position: str  # of the log: events up to it were taken in
     began: datetime | None = None  # the first day that has rows
+    whole_from: datetime | None = None  # the first day whose events are all here: before, rows stay
+    minutes_from: datetime | None = None  # the first day that has rows by minute
+    stats_day: datetime | None = None  # that windows of `models.stats` end with
+    moving: dict[str, Any] | None = None  # models whose past is being moved, and how far that is
+    owner: str | None = None  # who rolls up just now,
+    until: datetime | None = None  # by a lease on the database's clock,
+    due: datetime | None = None  # and when the next one is to
 
     class Settings:
         name = "rollup_state"
@@ -176,7 +209,9 @@ class RollupStateDocument(BaseDocument):
 
 class RollupDeltaDocument(BaseDocument):
     """By how much a run has changed a minute's row of a cuboid MODEL_ALL or API_ALL: what subscriptions
-    tell. Kept for a day."""
+    tell. Values of ADDITIVE are fields of their own. Written in the transaction that changes the row; all
+    of a run are there once the state names it. Kept for a day. Of minutes that have no rows by minute
+    any more there are none."""
 
     run: int
     at: datetime  # the minute
@@ -198,3 +233,369 @@ class RollupDeltaDocument(BaseDocument):
 
 
 MINUTES_KEPT: Final = timedelta(days=7)
+
+
+# Groups -----------------------------------------------------------------------------------------
+
+Key: TypeAlias = tuple[Any, ...]
+"""A group: the value of its cuboid, then of each of its dimensions; None: it has none."""
+Sums: TypeAlias = Row
+"""What a group adds up to: values of ADDITIVE, `who` as a set, `latencies`, `last_at`."""
+Groups: TypeAlias = dict[Key, Sums]
+
+DIMENSIONS: Final[Mapping[str, tuple[str, ...]]] = {
+    Cuboid.MODEL.value: ("model",),
+    Cuboid.MODEL_VERSION.value: ("model", "version"),
+    Cuboid.MODEL_FILE.value: ("model", "file"),
+    Cuboid.MODEL_FORMAT.value: ("model", "format"),
+    Cuboid.MODEL_CLIENT.value: ("model", "client"),
+    Cuboid.MODEL_ALL.value: ("model", "version", "file", "format", "client"),
+    Cuboid.AUDIENCE.value: ("audience",),
+    Cuboid.AUDIENCE_OWNER.value: ("audience", "value"),
+    Cuboid.AUDIENCE_TASK.value: ("audience", "value"),
+    Cuboid.AUDIENCE_LIBRARY.value: ("audience", "value"),
+    Cuboid.AUDIENCE_LICENSE.value: ("audience", "value"),
+    Cuboid.AUDIENCE_FORMAT.value: ("audience", "value"),
+    Cuboid.AUDIENCE_CLIENT.value: ("audience", "value"),
+    Cuboid.API.value: (),
+    Cuboid.API_OPERATION.value: ("operation",),
+    Cuboid.API_CLIENT.value: ("client",),
+    Cuboid.API_ALL.value: ("operation", "client"),
+}
+BY_DAY_ALONE: Final = (
+    Cuboid.MODEL_VERSION,
+    Cuboid.MODEL_FILE,
+    Cuboid.MODEL_FORMAT,
+    Cuboid.MODEL_CLIENT,
+)
+"""In a quarter of an hour most groups of MODEL_ALL hold one event, and rows of these would be as many
+again, each: there they are added up when somebody asks."""
+OF_AUDIENCES: Final = tuple(each.value for each in Cuboid if each.value.startswith("audience"))
+OF_API: Final = tuple(each.value for each in Cuboid if each.value.startswith("api"))
+OF_MODELS: Final = tuple(each.value for each in Cuboid if each.value.startswith("model"))
+_ALL, _API_ALL = Cuboid.MODEL_ALL.value, Cuboid.API_ALL.value
+
+
+def cuboid_of(cuboid: Cuboid, grain: Grain) -> Cuboid:
+    """The one to read for the dimensions of this one: MODEL_ALL, of which groups are added up, where it
+    has rows by day alone."""
+    return Cuboid.MODEL_ALL if grain is not Grain.DAY and cuboid in BY_DAY_ALONE else cuboid
+
+
+def gather(found: Groups, events: Iterable[Row]) -> int:
+    """Add events of one bucket to its finest groups: MODEL_ALL and API_ALL. What is about a model and
+    does not say which is passed over. Answers how many cannot be read, such as a newer version's: they
+    are passed over too, for else nothing would ever be added up again."""
+    unreadable = 0
+    for event in events:
+        try:
+            _gather(found, event)
+        except (KeyError, TypeError, ValueError, IndexError, AttributeError):
+            unreadable += 1
+    return unreadable
+
+
+def _gather(found: Groups, event: Row) -> None:
+    get = event.get
+    kind = event["kind"]
+    if kind == _OPERATION:
+        key: Key = (_API_ALL, get("operation"), get("client"))
+        sums = found.get(key)
+        if sums is None:
+            sums = found[key] = {}
+        _call(sums, event)
+        return
+    model = get("model")
+    if model is None:
+        return
+    key = (_ALL, model, get("version"), get("file"), get("format"), get("client"))
+    sums = found.get(key)
+    if sums is None:
+        sums = found[key] = {}
+    count = get("count", 0)
+    if kind == _DOWNLOAD:
+        sums["downloads"] = sums.get("downloads", 0) + count
+        sums["egress_bytes"] = sums.get("egress_bytes", 0) + get("bytes", 0)
+        who = get("who")
+        if count and who is not None:
+            if "who" in sums:
+                sums["who"].add(int(who))
+            else:
+                sums["who"] = {int(who)}
+        return
+    for name, source in _COUNTED[kind]:
+        sums[name] = sums.get(name, 0) + get(source, 0)
+
+
+_OPERATION, _DOWNLOAD = UsageKind.OPERATION.value, UsageKind.DOWNLOAD.value
+_COUNTED: Final[Mapping[str, tuple[tuple[str, str], ...]]] = {
+    UsageKind.VIEW.value: (("views", "count"),),
+    UsageKind.UPLOAD.value: (("uploads", "count"), ("ingress_bytes", "bytes")),
+    UsageKind.LIKE.value: (("likes", "count"),),
+    UsageKind.JOB.value: (("job_seconds", "seconds"),),
+    UsageKind.STORAGE.value: (("storage_bytes", "bytes"), ("stored_bytes", "stored")),
+    UsageKind.MODEL.value: (("new_models", "count"),),
+    UsageKind.VERSION.value: (("new_versions", "count"),),
+}
+"""Names of a row, with those of the event that they are of."""
+_CALLED: Final = ("errors", "total_ms", "cost", "commands", "batches", "keys", "hits")
+
+
+def _call(sums: Sums, event: Row) -> None:
+    sums["requests"] = sums.get("requests", 0) + event.get("count", 0)
+    for name in _CALLED:
+        if name in event:
+            sums[name] = sums.get(name, 0) + event[name]
+    if "latencies" in event:
+        steps = sums.setdefault("latencies", [0] * HISTOGRAM_STEPS)
+        for step, count in event["latencies"].items():
+            steps[int(step)] += count
+    last = sums.get("last_at")
+    if last is None or event["at"] > last:
+        sums["last_at"] = event["at"]
+
+
+def add(into: Sums, more: Sums) -> None:
+    """Add `more` to `into`; `more` stays as it is, and shares nothing with it."""
+    for name, value in more.items():
+        if name == "who":
+            who = into.get("who")
+            if who is None:
+                into["who"] = set(value)
+                continue
+            who |= value
+            if len(who) > _MOST_IN_MEMORY:
+                into["who"] = set(nsmallest(MOST_HASHES, who))
+        elif name == "latencies":
+            steps = into.get("latencies")
+            if steps is None:
+                into["latencies"] = list(value)
+            else:
+                into["latencies"] = [a + b for a, b in zip(steps, value, strict=True)]
+        elif name == "last_at":
+            into["last_at"] = max(into.get("last_at", value), value)
+        else:
+            into[name] = into.get(name, 0) + value
+
+
+_MOST_IN_MEMORY: Final = 4 * MOST_HASHES
+
+
+def add_to(groups: Groups, key: Key, more: Sums) -> None:
+    sums = groups.get(key)
+    if sums is not None:
+        add(sums, more)
+        return
+    sums = groups[key] = more.copy()
+    for name in ("who", "latencies"):
+        if name in sums:
+            sums[name] = sums[name].copy()
+
+
+def coarser(fine: Groups, grain: Grain) -> Groups:
+    """The other groups of models and of the API that the finest ones add up to, at this grain."""
+    found: Groups = {}
+    is_day = grain is Grain.DAY
+    for key, sums in fine.items():
+        if key[0] == _API_ALL:
+            _, operation, client = key
+            add_to(found, (Cuboid.API.value,), sums)
+            add_to(found, (Cuboid.API_OPERATION.value, operation), sums)
+            add_to(found, (Cuboid.API_CLIENT.value, client), sums)
+            continue
+        _, model, version, file, format, client = key
+        add_to(found, (Cuboid.MODEL.value, model), sums)
+        if is_day:
+            add_to(found, (Cuboid.MODEL_VERSION.value, model, version), sums)
+            add_to(found, (Cuboid.MODEL_FILE.value, model, file), sums)
+            add_to(found, (Cuboid.MODEL_FORMAT.value, model, format), sums)
+            add_to(found, (Cuboid.MODEL_CLIENT.value, model, client), sums)
+    return found
+
+
+def of_audiences(groups: Groups, homes: Mapping[Any, Row | None]) -> Groups:
+    """What models add up to for the audiences of their homes: from MODEL with MODEL_ALL, or, where there
+    is nothing of that, with MODEL_FORMAT and MODEL_CLIENT."""
+    from_all = any(key[0] == _ALL for key in groups)
+    # First by all that they have in common: few are left to be added to each of the others.
+    by_home: Groups = {}
+    by_event: Groups = {}
+    for key, sums in groups.items():
+        cuboid = key[0]
+        if cuboid not in (_FROM_ALL if from_all else _FROM_OTHERS):
+            continue
+        home = homes.get(key[1])
+        if home is None or home["audience"] is None:
+            continue
+        audience = home["audience"]
+        if cuboid == Cuboid.MODEL.value:
+            common = (audience, home["owner"], home["task"], home["library"], home["license"])
+            add_to(by_home, common, sums)
+        elif cuboid == _ALL:
+            add_to(by_event, (audience, key[4] or "", key[5] or ""), sums)
+        elif cuboid == Cuboid.MODEL_FORMAT.value:
+            add_to(by_event, (audience, key[2] or "", None), sums)
+        else:
+            add_to(by_event, (audience, None, key[2] or ""), sums)
+    found: Groups = {}
+    for (audience, *values), sums in by_home.items():
+        add_to(found, (Cuboid.AUDIENCE.value, audience), sums)
+        for cuboid, value in zip(_OF_HOMES, values, strict=True):
+            add_to(found, (cuboid, audience, value), sums)
+    for (audience, format, client), sums in by_event.items():
+        if format is not None:
+            add_to(found, (Cuboid.AUDIENCE_FORMAT.value, audience, format), sums)
+        if client is not None:
+            add_to(found, (Cuboid.AUDIENCE_CLIENT.value, audience, client), sums)
+    return found
+
+
+_OF_HOMES: Final = (
+    Cuboid.AUDIENCE_OWNER.value,
+    Cuboid.AUDIENCE_TASK.value,
+    Cuboid.AUDIENCE_LIBRARY.value,
+    Cuboid.AUDIENCE_LICENSE.value,
+)
+_FROM_ALL: Final = frozenset({Cuboid.MODEL.value, _ALL})
+_FROM_OTHERS: Final = frozenset(
+    {Cuboid.MODEL.value, Cuboid.MODEL_FORMAT.value, Cuboid.MODEL_CLIENT.value}
+)
+
+
+# Rows -------------------------------------------------------------------------------------------
+
+
+def row_id(key: Key, at: datetime) -> Row:
+    """The id of a group's row."""
+    found: Row = {"cuboid": key[0], "at": at}
+    for name, value in zip(DIMENSIONS[key[0]], key[1:], strict=True):
+        if value is not None:
+            found[name] = value
+    return found
+
+
+def key_of(row: Row) -> Key:
+    cuboid = row["cuboid"]
+    return (cuboid, *[row.get(name) for name in DIMENSIONS[cuboid]])
+
+
+def row_of(key: Key, at: datetime, sums: Sums, run: int) -> Row | None:
+    """None: it would say nothing."""
+    values: Row = {}
+    for name, value in sums.items():
+        if not value:
+            continue
+        if name == "who":
+            values["who"] = smallest(value)
+        else:
+            values[name] = value
+    if not values:
+        return None
+    id = row_id(key, at)
+    return {"_id": id, **id, "run": run, **values}
+
+
+def sums_of(row: Row) -> Sums:
+    """What a row says, to be added to others."""
+    found: Sums = {name: value for name, value in row.items() if name not in _NAMES}
+    if "who" in found:
+        found["who"] = set(found["who"])
+    return found
+
+
+_NAMES: Final = frozenset(
+    {"_id", "at", "run", "cuboid", *(name for names in DIMENSIONS.values() for name in names)}
+)
+
+
+def bucket_query(cuboids: Iterable[str], start: datetime, end: datetime) -> Row:
+    """All rows of these cuboids in buckets from `start` on, before `end`; by the index of ids."""
+    ranges = [
+        {"_id": {"$gte": {"cuboid": each, "at": start}, "$lt": {"cuboid": each, "at": end}}}
+        for each in cuboids
+    ]
+    return ranges[0] if len(ranges) == 1 else {"$or": ranges}
+
+
+def bucket_starts(grain: Grain, start: datetime, end: datetime) -> Iterator[datetime]:
+    step = timedelta(seconds=SECONDS[grain])
+    while start < end:
+        yield start
+        start += step
+
+
+# Who --------------------------------------------------------------------------------------------
+
+
+def smallest(who: Iterable[int]) -> list[int]:
+    """Of hashes those that a row keeps, in order."""
+    return sorted(who)[:MOST_HASHES]
+
+
+def distinct(who: Iterable[int]) -> tuple[int, bool]:
+    """How many a union of the `who` of rows stands for, and whether that is exact."""
+    kept = smallest(set(who))
+    if len(kept) < MOST_HASHES:
+        return len(kept), True
+    return round((MOST_HASHES - 1) * HASHES / (kept[-1] + 1)), False
+
+
+HASHES: Final = 1 << 63
+"""Hashes are from 0 on, and less."""
+
+
+def naive(at: datetime) -> datetime:
+    """In UTC without saying so, as rows are read."""
+    return at.astimezone(UTC).replace(tzinfo=None) if at.tzinfo is not None else at
+
+
+# The state, and homes ---------------------------------------------------------------------------
+
+STATE: Final = "rollups"
+"""The id of the one document."""
+HOME_READ: Final = dict.fromkeys(
+    (
+        "owner_id",
+        "task",
+        "library",
+        "license",
+        "principals",
+        "stats.size_bytes",
+        "stats.stored_bytes",
+    ),
+    1,
+)
+"""What is read of a model to tell its home."""
+
+
+def new_state(now: datetime, *, whole_from: datetime, position: str = "0" * 24) -> Row:
+    """Of a database in which nothing was rolled up. `whole_from`: the first day whose events are all
+    there; `position`: of the log, what is before it does not count."""
+    return {
+        "run": 0,
+        "through": now,
+        "position": position,
+        "began": None,
+        "whole_from": whole_from,
+        "minutes_from": day_of(now) - MINUTES_KEPT,
+        "stats_day": day_of(now),
+        "moving": None,
+        "owner": None,
+        "until": None,
+        "due": None,
+    }
+
+
+def told_home(model: Row) -> Row:
+    """The audience and the dimensions of a model, as it is."""
+    principals = model["principals"]
+    return {
+        "audience": next((each for each in AUDIENCES if each in principals), None),
+        "owner": str(model["owner_id"]),
+        **{name: model.get(name) or "" for name in ("task", "library", "license")},
+    }
+
+
+def new_home(model: Row) -> Row:
+    """Nothing is known of what it stores yet."""
+    return {"_id": model["_id"], **told_home(model), "storage_bytes": 0, "stored_bytes": 0}

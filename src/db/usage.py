@@ -78,6 +78,10 @@ def latency_of(step: int) -> float:
     return found
 
 
+WHOLE_DAY: Final = "day"
+"""For the process of a dirty minute: all of its day is to be made anew, whatever its events are."""
+
+
 class DirtyMinuteDocument(BaseDocument):
     """A minute to which events were added that are not rolled up yet, by one process. Written in the
     transaction that inserts the events, so that no event is there without it; whoever rolls up deletes

@@ -41,6 +41,7 @@ from pymongo.server_type import SERVER_TYPE
 from pymongo.topology_description import TOPOLOGY_TYPE, TopologyDescription
 
 from .base import Row
+from .reading import TooManyBytesError, in_one_reply
 
 TESTED: Final = ((4, 20),)
 """Versions of PyMongo that the private names were held against."""
@@ -105,6 +106,8 @@ class Wire:
             async with AsyncCommandCursor(
                 self._data[collection], rest, address, batch_size=batch_size
             ) as more:
+                if in_one_reply.get():
+                    raise TooManyBytesError
                 # Not appended: those who heard of the answer hold that list too.
                 rows = [*rows, *await more.to_list()]
         return rows

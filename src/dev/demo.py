@@ -3,8 +3,9 @@
 import asyncio
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Final
 
@@ -18,6 +19,8 @@ from modelharbor.db.documents import DOCUMENTS
 from modelharbor.db.files import BlobDocument, FileDocument
 from modelharbor.db.migrations import migrate
 from modelharbor.db.models import CardDocument, ModelDocument
+from modelharbor.db.rollups import RollupStateDocument
+from modelharbor.db.usage import day_of_collection
 from modelharbor.db.versions import VersionDocument
 from modelharbor.inspection.fence import Fence
 from modelharbor.resolvers.inspections import inspect_blob
@@ -25,6 +28,7 @@ from modelharbor.storage.blobs import BlobStore, blob_key
 
 from .population import MONSTER_FILES, MONSTER_VERSIONS, THIN_ABOVE, Population, Shape
 from .samples import SampleModel, make_samples
+from .usage import Usage
 
 SEEDS: Final = "seeds"
 MARKER: Final = "demo"
@@ -34,6 +38,7 @@ REPORTS_PER_SECOND: Final = 5
 LONGEST_SECONDS: Final = (
     4 * 3600.0
 )  # of one seeding; the timeouts of requests are far too short here
+USAGE_ROWS: Final = 120  # of a model, nearly
 REBUILD_ROWS: Final = 50_000  # indexes built afterwards: 16 s, not 22, with 228,000 rows
 REBUILT: Final[tuple[type[BaseDocument], ...]] = (
     ModelDocument,
@@ -59,6 +64,7 @@ class SeedMarker:
     monster_versions: int
     monster_files: int
     complete: bool
+    usage: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,11 +84,12 @@ class SeedProgress:
 
 @dataclass(frozen=True, slots=True)
 class SeedResult:
-    """`rows` by collection, empty when everything was there already."""
+    """`rows` by collection, empty when everything was there already. `usage`: to be added."""
 
     marker: SeedMarker
     rows: dict[str, int]
     seconds: float
+    usage: Usage | None = None
 
 
 # Measured with 10,000 models: compressed rows, indexes, and once more the row in the log of changes.
@@ -116,12 +123,17 @@ async def seed(
     seed: int = 1,
     monster_versions: int = MONSTER_VERSIONS,
     monster_files: int = MONSTER_FILES,
+    usage: bool | None = None,
+    usage_later: bool = False,
+    now: datetime | None = None,
     fence: Fence | None = None,
     report: Callable[[SeedProgress], None] = lambda progress: None,
 ) -> SeedResult:
     """Fill an empty database; nothing to do when the same is there already.
 
-    What it stores is inspected in the `fence`, where there is one. `files_per_version` None: as many as real models have, above 2,000 models one.
+    What it stores is inspected in the `fence`, where there is one. `files_per_version` None: as many as
+    real models have, above 2,000 models one. `usage`: with that of the 90 days until `now`; None: up to
+    2,000 models. `usage_later`: it is left to `add_usage`, and the demo unfinished until then.
     SeedRefused when the database holds something else or its disk is too small.
     """
     if files_per_version is None and models > THIN_ABOVE:
@@ -130,29 +142,64 @@ async def seed(
         shape = Shape(models, seed, files_per_version, monsters, monster_versions, monster_files)
     except ValueError as error:
         raise SeedRefused(str(error)) from None
-    marker = SeedMarker(**asdict(shape), complete=True)
+    if usage is None:
+        usage = models <= THIN_ABOVE
+    marker = SeedMarker(**asdict(shape), complete=True, usage=usage)
     if await _is_there(database, marker):
         return SeedResult(marker, {}, 0.0)
     expected = await asyncio.to_thread(shape.count)
+    rebuilds = sum(expected.values()) >= REBUILD_ROWS
+    if usage:
+        expected["usage"] = models * USAGE_ROWS
     disk = estimate_disk(expected)
     await migrate(database)
     await _check_disk(database, disk)
     report(SeedProgress(0, models, 0, 0.0, None, disk))
     with pymongo.timeout(LONGEST_SECONDS):
-        await _begin(database, shape)
+        await _begin(database, marker)
         made = await asyncio.to_thread(make_samples, shape.samples)
         await _store(storage, made)
-        load = _Load(database, Population(shape, made), sum(expected.values()), disk, report)
-        if sum(expected.values()) >= REBUILD_ROWS:
+        used = Usage(seed, now or utc_now()) if usage else None
+        population = Population(shape, made)
+        load = _Load(database, population, sum(expected.values()), disk, report)
+        if rebuilds:
             await _drop_indexes(database)
-        await load.run()
+        if used is not None:
+            await load.run(iter([(RollupStateDocument.Settings.name, used.state)]))
+        await load.run(_completed(population, used))
+        load.tell(None)
         if fence is not None:
             await _inspect(database, storage, fence)
         await migrate(database)
-        # On a majority, as everything before it then is.
-        await database.data[SEEDS].update_one({"_id": MARKER}, {"$set": {"complete": True}})
+        if used is not None and not usage_later:
+            await load.run(used.rows())
+            used = None
+        if used is None:
+            await _end(database)
         load.tell(0.0)
-    return SeedResult(marker, load.counts, load.seconds)
+    return SeedResult(marker, load.counts, load.seconds, used)
+
+
+async def add_usage(database: Database, usage: Usage) -> None:
+    """What a seeding has left for later."""
+    with pymongo.timeout(LONGEST_SECONDS):
+        await _Load(database, None, 0, 0, lambda progress: None).run(usage.rows())
+        await _end(database)
+
+
+async def _end(database: Database) -> None:
+    """On a majority, as everything before it then is."""
+    await database.data[RollupStateDocument.Settings.name].update_one(
+        {}, {"$set": {"owner": None, "until": None}}
+    )
+    await database.data[SEEDS].update_one({"_id": MARKER}, {"$set": {"complete": True}})
+
+
+def _completed(population: Population, usage: Usage | None) -> Iterator[tuple[str, Row]]:
+    for name, row in population.rows():
+        if usage is not None:
+            usage.take(name, row)
+        yield name, row
 
 
 async def clear(database: Database, storage: BlobStore) -> None:
@@ -164,8 +211,12 @@ async def clear(database: Database, storage: BlobStore) -> None:
         async for row in blobs.find({"stored": True}, {"sha256": 1, "key": 1}):
             await storage.delete(blob_key(row))
         await _forget_indexes(database)
+        events = await database.data.list_collection_names()
         for document in DOCUMENTS:
             await database.data.drop_collection(document.get_collection_name())
+        for name in events:
+            if day_of_collection(name) is not None:
+                await database.data.drop_collection(name)
         await database.data.drop_collection(SEEDS)
         await migrate(database)
 
@@ -199,10 +250,11 @@ async def _check_disk(database: Database, needed: int) -> None:
         )
 
 
-async def _begin(database: Database, shape: Shape) -> None:
+async def _begin(database: Database, marker: SeedMarker) -> None:
+    arguments = {name: value for name, value in asdict(marker).items() if name != "complete"}
     try:
         await database.data[SEEDS].insert_one(
-            {"_id": MARKER, "arguments": asdict(shape), "complete": False, "at": utc_now()}
+            {"_id": MARKER, "arguments": arguments, "complete": False, "at": utc_now()}
         )
     except DuplicateKeyError:
         raise SeedRefused("Another process is seeding this database.") from None
@@ -249,7 +301,7 @@ class _Load:
     def __init__(
         self,
         database: Database,
-        population: Population,
+        population: Population | None,
         expected: int,
         disk_bytes: int,
         report: Callable[[SeedProgress], None],
@@ -266,11 +318,11 @@ class _Load:
         # Not each batch waits for the disk: the marker at the end does.
         self._data = database.data.with_options(write_concern=WriteConcern(w=1))
 
-    async def run(self) -> None:
+    async def run(self, rows: Iterator[tuple[str, Row]]) -> None:
         waiting: dict[str, list[Row]] = {}
         try:
             async with asyncio.TaskGroup() as group:
-                for name, row in self._population.rows():
+                for name, row in rows:
                     batch = waiting.setdefault(name, [])
                     batch.append(row)
                     if len(batch) == BATCH:
@@ -281,7 +333,6 @@ class _Load:
                     group.create_task(self._insert(name, batch))
         except ExceptionGroup as failures:
             raise failures.exceptions[0] from None  # they all have one cause: callers know its type
-        self.tell(None)
 
     async def _insert(self, name: str, batch: list[Row]) -> None:
         try:
@@ -297,6 +348,8 @@ class _Load:
 
     def tell(self, eta: float | None) -> None:
         self.seconds = time.monotonic() - self._started
+        if self._population is None:
+            return
         done, total = self._population.done, self._population.shape.models
         progress = SeedProgress(done, total, self._rows, self.seconds, eta, self._disk_bytes)
         self._report(progress)

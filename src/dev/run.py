@@ -31,9 +31,10 @@ from modelharbor.resolvers.tokens import issue_token
 from modelharbor.settings import Settings
 from modelharbor.storage.blobs import open_storage
 
-from .demo import MARKER, SEEDS, SeedProgress, SeedRefused, clear, seed, seeded
+from .demo import MARKER, SEEDS, SeedProgress, SeedRefused, add_usage, clear, seed, seeded
 from .engines import Child, EngineError, Engines, claim, end_child, run_child, run_engines
 from .launch import end_with_parent
+from .usage import Usage
 
 HOST: Final = "127.0.0.1"
 ALLOWED_HOSTS: Final = ["localhost", "127.0.0.1", "[::1]"]  # any other name is DNS rebinding
@@ -85,13 +86,16 @@ async def _run(port: int, data: Path, models: int) -> None:
                 if "drain_seconds" not in own.model_fields_set:
                     environment["MODELHARBOR_DRAIN_SECONDS"] = DRAIN_SECONDS
                 os.environ.update(environment)
-                token = await _prepare(Settings(), models)
+                token, usage = await _prepare(Settings(), models)
                 _go(server, environment)
                 await _wait_until_ready(server, port)
                 # After the server is there, so that nobody waits for its imports.
                 async with run_child(folder, "worker", Path(sys.executable), *WORKER) as worker:
                     _write_shell(data, engines)
                     _tell(port, token, data, server, engines)
+                    if usage is not None:
+                        print("  Its 90 days of analytics come in the next seconds.\n", flush=True)
+                        await _add_usage(Settings(), usage)  # nobody waits for it
                     await _watch((server, worker), engines)
             finally:
                 await end_child(server)  # while its engines are still there
@@ -157,27 +161,36 @@ def _go(server: Child, environment: dict[str, str]) -> None:
             server.process.stdin.flush()
 
 
-async def _prepare(settings: Settings, models: int) -> str:
-    """Bring the database to this version, fill it when that is due; answers an admin's token."""
+async def _prepare(settings: Settings, models: int) -> tuple[str, Usage | None]:
+    """Bring the database to this version, fill it when that is due; answers an admin's token, and
+    what is to be added to demo data before a worker begins."""
     try:
         async with connect(settings) as database:
             await migrate(database)
-            await _seed(database, settings, models)
-            return await _admin_token(database)
+            usage = await _seed(database, settings, models)
+            return await _admin_token(database), usage
     except PyMongoError as error:
         raise EngineError(f"MongoDB does not do its part: {str(error).split(',')[0]}") from None
     except SeedRefused as error:
         raise EngineError(str(error)) from None
 
 
-async def _seed(database: Database, settings: Settings, models: int) -> None:
+async def _add_usage(settings: Settings, usage: Usage) -> None:
+    try:
+        async with connect(settings) as database:
+            await add_usage(database, usage)
+    except PyMongoError as error:
+        raise EngineError(f"MongoDB does not do its part: {str(error).split(',')[0]}") from None
+
+
+async def _seed(database: Database, settings: Settings, models: int) -> Usage | None:
     """Demo data goes into an empty database, and takes the place of demo data of another size.
 
     What was not made by the demo is never removed.
     """
     there = await seeded(database)
     if there is not None and there.complete and there.models == models:
-        return
+        return None
     if await holds_own(database):
         if there is not None:
             print(
@@ -185,12 +198,17 @@ async def _seed(database: Database, settings: Settings, models: int) -> None:
                 " ('modelharbor seed --fresh' would replace all of it).",
                 file=sys.stderr,
             )
-        return
+        return None
     async with open_storage(settings) as storage, open_fence(settings) as fence:
-        await clear(database, storage)
-        if models:
-            with _progress() as report:
-                await seed(database, storage, models=models, fence=fence, report=report)
+        if there is not None or await database.data["actors"].find_one({}, {"_id": 1}) is not None:
+            await clear(database, storage)  # takes a second, for nothing in a new database
+        if not models:
+            return None
+        with _progress() as report:
+            made = await seed(
+                database, storage, models=models, usage_later=True, fence=fence, report=report
+            )
+        return made.usage
 
 
 async def holds_own(database: Database) -> bool:

@@ -19,6 +19,7 @@ class What(Enum):
     # `row`: {job_id | upload_id, updated}: stored names (dotted) with new values
     PROGRESS = "progress"
     MODEL = "model"  # `row`: {model_id}: some model was written
+    ROLLUP = "rollup"  # `row`: {run}: usage up to that run is added up
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +32,7 @@ class Change:
 
 
 Topic: TypeAlias = Hashable
-"""What a subscriber is called for: made by the three functions here."""
+"""What a subscriber is called for: one of those below, or made by the three functions there."""
 
 
 def events_about(subject: ObjectId) -> Topic:
@@ -50,6 +51,8 @@ def progress_of(stream: Stream, subject: ObjectId | None) -> Topic:
 
 MODELS: Topic = (What.MODEL,)
 """Any write to a model, events or not."""
+ROLLUPS: Topic = (What.ROLLUP,)
+"""Each run that added up usage."""
 
 
 def topics_of(change: Change) -> list[Topic]:
@@ -66,3 +69,5 @@ def topics_of(change: Change) -> list[Topic]:
             return [progress_of(stream, subject), progress_of(stream, None)]
         case What.MODEL:
             return [MODELS]
+        case What.ROLLUP:
+            return [ROLLUPS]

@@ -54,6 +54,13 @@ _UPDATED: Final[Row] = {
 _OF_UPLOADS: Final = frozenset({"received_bytes", "rate", "sequence", "updated_at", "expires_at"})
 """What progress of an upload comes to; more of it is written, for its receiver alone."""
 _ONLY_EVENTS: Final[Row] = {"$cond": [{"$eq": ["$ns.coll", "events"]}, "$fullDocument", "$$REMOVE"]}
+_RUN: Final[Row] = {
+    "$cond": [
+        {"$eq": ["$ns.coll", "rollup_state"]},
+        {"$ifNull": ["$updateDescription.updatedFields.run", "$fullDocument.run"]},
+        "$$REMOVE",
+    ]
+}
 PIPELINE: Final[list[Row]] = [
     {
         "$match": {
@@ -76,6 +83,12 @@ PIPELINE: Final[list[Row]] = [
                     "ns.coll": "models",
                     "operationType": {"$in": ["insert", "update", "replace"]},
                 },
+                {"ns.coll": "rollup_state", "operationType": {"$in": ["insert", "replace"]}},
+                {
+                    "ns.coll": "rollup_state",
+                    "operationType": "update",
+                    "updateDescription.updatedFields.run": {"$exists": True},
+                },
             ]
         }
     },
@@ -87,6 +100,7 @@ PIPELINE: Final[list[Row]] = [
             "clusterTime": 1,
             "fullDocument": _ONLY_EVENTS,
             "updated": _UPDATED,
+            "run": _RUN,
         }
     },
 ]
@@ -304,6 +318,8 @@ def _change(position: str, told: Row) -> Change:
                 position,
                 {"upload_id": told["documentKey"]["_id"], "updated": updated},
             )
+        case "rollup_state":
+            return Change(What.ROLLUP, position, {"run": told["run"]})
         case _:
             return Change(What.MODEL, position, {"model_id": told["documentKey"]["_id"]})
 

@@ -251,7 +251,7 @@ class _Field:
     def _asked(self) -> int:
         """Rows by the arguments, where the value is no list that could be counted."""
         rows = self.price.rows(self.nodes[0])
-        return rows.value({name: self.reading.variable(name) for name in rows.variables})
+        return rows.value({name: self.reading.variable(name) for name in rows.names})
 
     def _below(self) -> _Place:
         selected: list[Picked] = [

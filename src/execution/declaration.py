@@ -44,13 +44,16 @@ class Loaded:
     arguments: Callable[..., Hashable] | None
     by: Callable[..., Hashable] | None = None
     """Makes the key from the GraphQL arguments, where the parent has none: fields of Query."""
+    unasked: Computed | None = None
+    """What answers, without a read, where no argument is given."""
 
     @property
     def reads(self) -> tuple[str, ...]:
-        """The stored names that make the key."""
+        """The stored names that make the key, and those that `unasked` takes."""
         if self.key is None:
             return ()
-        return self.key if isinstance(self.key, tuple) else (self.key,)
+        key = self.key if isinstance(self.key, tuple) else (self.key,)
+        return (*key, *self.unasked.parameters) if self.unasked else key
 
     def key_of(self, source: Any) -> Any:
         """The key (or list of keys) for one parent; None: nothing to load."""
@@ -121,20 +124,30 @@ def loaded(
     key: str | tuple[str, ...] | None = None,
     by: Callable[..., Hashable] | None = None,
     arguments: Callable[..., A] | None = None,
+    unasked: Callable[..., Any] | None = None,
     description: str,
     name: str | None = None,
     directives: tuple[object, ...] = (),
 ) -> Any:
     """A field that is read by a loader. The parameters of `arguments` (or of `by`, which makes the
-    key) are the GraphQL arguments; what it answers is hashable: equal arguments share a batch."""
-    what = Loaded(loader, key, arguments, by)
+    key) are the GraphQL arguments; what it answers is hashable: equal arguments share a batch. Where
+    none is given, `unasked` answers, a pure function of stored values."""
+    stored = None
+    if unasked is not None:
+        stored = Computed(unasked, tuple(inspect.signature(unasked).parameters), frozenset())
+    what = Loaded(loader, key, arguments, by, stored)
 
     def resolve(root: Any, info: strawberry.Info[Context, None], **given: Any) -> Any:
+        if stored is not None and all(value is None for value in given.values()):
+            return stored.function(*[read(root, name) for name in stored.parameters])
         value = what.key_of(root) if by is None else by(**given)
         if value is None:
             return None
         batch = info.context.loader(loader, cast("A", arguments(**given) if arguments else None))
-        return batch.load_many(value) if isinstance(value, list) else batch.load(value)
+        found = batch.load_many(value) if isinstance(value, list) else batch.load(value)
+        if loader.shows:
+            info.context.shown.append((str(info.path.key), loader.shows, found))
+        return found
 
     own = list(inspect.signature(resolve).parameters.values())[:2]
     _take(resolve, own, arguments or by)
@@ -192,7 +205,10 @@ def rows(*, description: str) -> Any:
     return strawberry.field(description=description, metadata={READ: Rows()})
 
 
-def declaration(field: StrawberryField) -> Declaration | None:
-    """What `field` was declared with; None: the value stored under its Python name."""
+def declaration(field: StrawberryField, *, is_asked: bool = True) -> Declaration | None:
+    """What `field` was declared with; None: the value stored under its Python name. `is_asked`: with
+    arguments, as far as it takes some."""
     found: Declaration | None = field.metadata.get(READ)
+    if not is_asked and isinstance(found, Loaded) and found.unasked is not None:
+        return found.unasked
     return found

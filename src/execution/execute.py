@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final, TypeGuard, cast
 
 import strawberry
+from bson import ObjectId
 from graphql import ExecutionResult, OperationType, execute
 from graphql.execution.values import VariableValues
 from strawberry.execution import optimized_is_awaitable
@@ -19,7 +20,7 @@ from modelharbor.errors import Timeout
 from .documents import Document, Operation
 from .failures import Problem, field_problems, problem, request_problem
 from .plan import Plan
-from .reading import Read, Run
+from .reading import Read, Run, viewed_in
 
 # Strawberry's, which knows plain values by their type; it says no more than `bool` of itself.
 AWAITABLE = cast("Callable[[Any], TypeGuard[Awaitable[Any]]]", optimized_is_awaitable)
@@ -40,6 +41,8 @@ class Answer:
     """Why graphql-core made the answer; None: a plan did."""
     read: Read | None = None
     """What it may be kept by; None: it may not."""
+    viewed: tuple[ObjectId, ...] = ()
+    """The models that it shows by their own field, each once."""
 
 
 async def run(
@@ -80,7 +83,7 @@ async def run(
                     read = None
                     if position is not None and plan.policy.max_age > 0:
                         read = reading.what_was_read(position)
-                    return Answer(data, read=read)
+                    return Answer(data, read=read, viewed=reading.viewed())
             finally:
                 reading.end()
             why, replayed = UNEXPECTED, reading.replayed()
@@ -138,4 +141,7 @@ async def _interpreted(
     if found.data is None and errors and all(error.path is None for error in errors):
         problems = [request_problem(error) for error in errors[: settings.max_errors]]
         return Answer(errors=problems, is_refused=True, fallback=why)
-    return Answer(found.data, field_problems(errors, settings.max_errors), fallback=why)
+    viewed = viewed_in(context, found.data or {})
+    return Answer(
+        found.data, field_problems(errors, settings.max_errors), fallback=why, viewed=viewed
+    )

@@ -7,6 +7,7 @@ with `after` is first told what was missed: from what the group has kept, else f
 
 import asyncio
 import logging
+import time
 from collections import deque
 from collections.abc import Callable, Hashable
 from contextlib import suppress
@@ -20,11 +21,11 @@ from modelharbor.db.base import Row
 from modelharbor.errors import CursorExpired, OperationTooComplex, Timeout, Unavailable
 from modelharbor.events.changes import Change
 from modelharbor.events.replay import missed
-from modelharbor.streams.base import Follower, Happening, Subscribed
+from modelharbor.streams.base import Follower, Happening, Place, Subscribed, Summing
 
 from .execute import run
 from .failures import Problem, any_problem, expected, problem
-from .subscribing import Asked, Place, RootField, Subscription, moved
+from .subscribing import Asked, RootField, Subscription, moved
 
 if TYPE_CHECKING:
     from .live import Live
@@ -40,6 +41,7 @@ TOO_SLOW: Final = 3  # looks that took too long, before those who follow are tol
 SHARE: Final = 10  # of its time, at most one part in so many goes into looks that have a pace
 AT_ONCE: Final = 500  # receivers of an event, some 5 ms, before others have a turn
 LOOK_SECONDS: Final = 0.02  # between two looks how far the reader is
+PATIENCE_SECONDS: Final = 10.0  # for what another process has told already
 JOINING: Final = 2**62  # above the number of any happening
 
 
@@ -106,7 +108,9 @@ class Group:
             await asyncio.shield(self.ready)
             self.hold(subscription, turn)
             began = Place(self.live.reader.position, 0)
-            if subscription.place is None:
+            if isinstance(self.follower, Summing):
+                await self.level(self.follower, subscription, turn)
+            elif subscription.place is None:
                 await self.tell_standing(subscription, turn)
             else:
                 await self.tell_missed(subscription, turn)
@@ -137,6 +141,43 @@ class Group:
         if self.linger is not None:
             self.linger.cancel()
             self.linger = None
+
+    async def level(self, follower: Summing, subscription: Subscription, turn: int) -> None:
+        """Tell what came after the subscription's place, up to where all others stand."""
+        context, place = self.asked.context(subscription.viewer), subscription.place
+        if place is None:
+            async with self.live.work:
+                began = await follower.newest(context)
+        else:
+            began = place.sequence
+        self.hold(subscription, turn)
+        # What is being added up is told to the others a little earlier; or another process, whose
+        # cursor it is, is ahead of this one.
+        until = time.monotonic() + PATIENCE_SECONDS
+        while follower.place.sequence < began:
+            if time.monotonic() > until:
+                raise Unavailable("This server has not come so far yet; try again.")
+            follower.hurry()
+            self.changed.set()
+            await asyncio.sleep(LOOK_SECONDS)
+            self.hold(subscription, turn)
+        if place is None:
+            subscription.place = follower.place
+        while subscription.place is not None and subscription.place != follower.place:
+            place, reached = subscription.place, follower.place
+            found = []
+            if place.sequence < reached.sequence:
+                async with self.live.replays:
+                    found = await follower.missed(context, place, reached)
+            for happening in found:
+                self.hold(subscription, turn)
+                payload = await self.payload(happening)
+                self.hold(subscription, turn)
+                self.hand(subscription, happening, payload)
+                await subscription.sink.room()
+            self.hold(subscription, turn)
+            subscription.place = reached
+        subscription.serial = self.serial
 
     async def tell_standing(self, subscription: Subscription, turn: int) -> None:
         """What stands now, once it is encoded and still what stands."""
@@ -273,7 +314,7 @@ class Group:
             while not self.is_over:
                 await self.wait()
                 started = loop.time()
-                if self.changes:
+                if self.changes or self.is_due(loop.time()):
                     await self.look()
                 await self.tell_pending(only_due=True)
                 if self.source.pace:
@@ -313,15 +354,19 @@ class Group:
         self.end([problem(error)], error)
 
     async def wait(self) -> None:
-        """Until something changed, or something pending is due."""
-        timeout = None
-        if self.pending:
-            now = asyncio.get_running_loop().time()
-            timeout = max(0.0, min(self.due.get(key, 0.0) for key in self.pending) - now)
+        """Until something changed, or something is due."""
+        timeout, moments = None, [self.due.get(key, 0.0) for key in self.pending]
+        if self.follower.due is not None:
+            moments.append(self.follower.due)
+        if moments:
+            timeout = max(0.0, min(moments) - asyncio.get_running_loop().time())
         with suppress(TimeoutError):
             async with asyncio.timeout(timeout):
                 await self.changed.wait()
         self.changed.clear()
+
+    def is_due(self, now: float) -> bool:
+        return self.follower.due is not None and self.follower.due <= now
 
     async def look(self) -> None:
         changes, self.changes = self.changes, []
@@ -334,6 +379,10 @@ class Group:
             else:
                 self.pending.pop(happening.key, None)
                 await self.tell(serial, happening)
+        if isinstance(self.follower, Summing):
+            for member in self.members:
+                if member.serial != JOINING:
+                    member.place = self.follower.place  # also where nothing of it was for them
 
     async def found(self, changes: list[Change]) -> list[Happening]:
         """Again, as long as something is not there that may come back."""

@@ -122,7 +122,7 @@ def _sum(costs: Sequence[Cost]) -> Cost:
 
 
 def _times(rows: RowCount, cost: Cost) -> Cost:
-    if rows.variables or cost.open:
+    if rows.names or cost.open:
         return Cost(0, 0, ((rows, cost),))
     times = rows.value({})
     return Cost(times * cost.known, times * cost.values)

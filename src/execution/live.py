@@ -18,13 +18,13 @@ from modelharbor.events.reader import Reader
 from modelharbor.loaders.base import Sharing
 from modelharbor.observability.metrics import Metrics
 from modelharbor.settings import Settings
-from modelharbor.streams.base import Source, Subscribed
+from modelharbor.streams.base import Place, Source, Subscribed
 
 from .arguments import Frozen
 from .documents import Document, Operation
 from .groups import Group, Left
 from .kept import Kept
-from .subscribing import Asked, Place, RootField, Subscription
+from .subscribing import Asked, RootField, Subscription
 
 AT_WORK: Final = 8  # looks and answers at the same time: requests come first
 REPLAYS: Final = 4  # reads of the log at the same time
@@ -113,14 +113,14 @@ class Live:
         source = subscribed.source
         await self.check(source, asked, subscription.viewer)
         if subscription.place is None and subscribed.after is not None:
-            if source.query is None:
+            if not source.takes_after:
                 raise BadUserInput(
                     "This subscription takes no `after`: it begins with all there is."
                 )
-            days = self.settings.event_days
+            days = source.kept_days or self.settings.event_days
             found = decode(source.stream, subscribed.after, now=utc_now(), days=days)
             subscription.place = Place(*found)
-        elif subscription.place is not None and source.query is None:
+        elif subscription.place is not None and not source.takes_after:
             raise Forbidden("Your rights have changed: subscribe again.")
         return subscribed
 

@@ -4,12 +4,15 @@ A leaf costs 0, an object 1, a page its rows times what is selected in each, a m
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final, TypeAlias
 
 from graphql import (
     FieldNode,
+    GraphQLArgument,
     GraphQLField,
+    GraphQLInputField,
+    GraphQLInputObjectType,
     GraphQLInterfaceType,
     GraphQLNamedType,
     GraphQLObjectType,
@@ -18,6 +21,7 @@ from graphql import (
     IntValueNode,
     ListValueNode,
     NullValueNode,
+    ObjectValueNode,
     ValueNode,
     VariableNode,
     get_named_type,
@@ -41,15 +45,26 @@ class RowCount:
     fixed: int  # of what stands in the text; 0: nothing does
     variables: tuple[str, ...]
     default: int  # where neither is given
+    within: tuple[tuple[str, str], ...] = ()
+    """Variables that are whole inputs, each with the name of its field that tells."""
 
     def value(self, variables: Mapping[str, Any] | None) -> int:
         """At least 1; `variables` as graphql-core coerced them, without them the least that it can be."""
-        if variables is None and self.variables:
+        if variables is None and (self.variables or self.within):
             return max(self.fixed, 1)
         found = self.fixed
         for name in self.variables:
             found = max(found, count_rows((variables or {}).get(name)))
+        for name, inner in self.within:
+            given = (variables or {}).get(name)
+            if isinstance(given, Mapping):
+                found = max(found, count_rows(given.get(inner)))
         return found or self.default
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Of all variables that it depends on."""
+        return (*self.variables, *(name for name, _ in self.within))
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,17 +77,31 @@ class Price:
     type: Composite | None  # None: a leaf
     is_page: bool  # only `nodes` and `edges` below it are paid for each row
     is_row: bool  # `nodes`, `edges`, `node`: their page has paid for the row itself
+    defaults: Mapping[str, int] = field(default_factory=dict)
+    """By multipliers that are fields of an input: how many rows they tell of when they are left out."""
 
     def rows(self, node: FieldNode) -> RowCount:
         """How many rows `node` asks for."""
         fixed, variables = 0, []
+        within: list[tuple[str, str]] = []
         for argument in node.arguments or ():
-            if argument.name.value in self.multipliers:
-                if isinstance(argument.value, VariableNode):
-                    variables.append(argument.value.name.value)
+            for multiplier in self.multipliers:
+                name, _, inner = multiplier.partition(".")
+                if argument.name.value != name:
+                    continue
+                value: ValueNode | None = argument.value
+                if inner and isinstance(value, VariableNode):
+                    within.append((value.name.value, inner))
+                    continue
+                if inner:
+                    value = _field_of(value, inner)
+                if value is None:
+                    fixed = max(fixed, self.defaults[multiplier])
+                elif isinstance(value, VariableNode):
+                    variables.append(value.name.value)
                 else:
-                    fixed = max(fixed, _literal(argument.value))
-        return RowCount(fixed, tuple(variables), self.default_rows)
+                    fixed = max(fixed, _literal(value))
+        return RowCount(fixed, tuple(variables), self.default_rows, tuple(within))
 
 
 NO_PRICE: Final = Price(0, (), 1, None, False, False)
@@ -117,10 +146,7 @@ class Prices:
             known = ("first", "last") if is_page else ("ids",)
             multipliers = tuple(argument for argument in known if argument in defined.args)
         pages = not {"first", "last"}.isdisjoint(multipliers)
-        default_rows = max(
-            (count_rows(defined.args[m].default_value) for m in multipliers if m in defined.args),
-            default=0,
-        )
+        default_rows = max((_default_of(defined, each) for each in multipliers), default=0)
         return Price(
             0 if is_row else weight,
             multipliers,
@@ -128,7 +154,17 @@ class Prices:
             kind,
             is_page,
             is_row,
+            {each: _default_of(defined, each) for each in multipliers if "." in each},
         )
+
+
+def _field_of(node: ValueNode | None, name: str) -> ValueNode | None:
+    """What stands in the text of an input under a name."""
+    if isinstance(node, ObjectValueNode):
+        for each in node.fields:
+            if each.name.value == name:
+                return each.value
+    return None
 
 
 def _literal(node: ValueNode) -> int:
@@ -150,6 +186,16 @@ def count_rows(value: object) -> int:
 
 def composite(kind: GraphQLNamedType | None) -> Composite | None:
     return kind if is_composite_type(kind) else None
+
+
+def _default_of(defined: GraphQLField, multiplier: str) -> int:
+    """What an argument, or a field of one that is an input, counts where it is not given."""
+    name, _, inner = multiplier.partition(".")
+    argument: GraphQLArgument | GraphQLInputField | None = defined.args.get(name)
+    if argument is not None and inner:
+        kind = get_named_type(argument.type)
+        argument = kind.fields.get(inner) if isinstance(kind, GraphQLInputObjectType) else None
+    return count_rows(argument.default_value) if argument is not None else 0
 
 
 def _is_connection(kind: Composite) -> bool:

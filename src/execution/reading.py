@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from operator import attrgetter
 from typing import Any, Final, TypeVar
 
+from bson import ObjectId
 from graphql.execution.values import VariableValues
 
 from modelharbor.cache.entries import Access
@@ -139,6 +140,14 @@ class Run:
             return None
         return Read(frozenset(tags), access, position, age)
 
+    def viewed(self) -> tuple[ObjectId, ...]:
+        """The models that an answer of the plan shows by their own field, each once."""
+        found: dict[ObjectId, None] = {}
+        for step, _, keys, rows in self._found:
+            if shows := step.loader.shows:
+                found.update((row[shows], None) for key in keys if (row := rows.get(key)))
+        return tuple(found)
+
     def replayed(self) -> Context:
         """A context for graphql-core, whose loaders know what was found.
 
@@ -159,6 +168,15 @@ class Run:
         return _Replayed(**values, live=self.context, recorded=recorded)
 
 
+def viewed_in(context: Context, data: Mapping[str, Any]) -> tuple[ObjectId, ...]:
+    """The same of an answer that graphql-core has made."""
+    found: dict[ObjectId, None] = {}
+    for name, shows, row in context.shown:
+        if data.get(name) is not None:
+            found[row.result()[shows]] = None
+    return tuple(found)
+
+
 _by_value = attrgetter("value")
 _SHARED = (
     "database",
@@ -166,6 +184,9 @@ _SHARED = (
     "viewer",
     "links",
     "quota_bytes",
+    "export_link_minutes",
+    "max_analytics_buckets",
+    "max_analytics_models",
     "lanes",
     "count",
     "settings",
@@ -173,6 +194,7 @@ _SHARED = (
     "request_id",
     "spending",
     "caches",
+    "shown",
 )
 
 

@@ -168,7 +168,7 @@ class Selection:
             raise NotPlanned("introspection")
         definition = parent.fields[name]
         own: StrawberryField = definition.extensions[BACKREF]
-        what = declaration(own)
+        what = declaration(own, is_asked=bool(node.arguments))
         if (what is None and not own.is_basic_field) or own.extensions:
             raise NotPlanned(f"{parent.name}.{name} has a resolver of its own")
         found.definition, found.own, found.what = definition, own, what

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import orjson
 import strawberry
@@ -24,7 +24,7 @@ from modelharbor.auth.viewer import Viewer
 from modelharbor.context import Context
 from modelharbor.errors import BadRequest, BadUserInput
 from modelharbor.loaders.base import Sharing
-from modelharbor.streams.base import Happening, Subscribed
+from modelharbor.streams.base import Happening, Place, Subscribed
 
 from .arguments import Binder, Frozen
 from .declaration import Computed, Loaded, Streamed, declaration
@@ -66,13 +66,6 @@ class Asked:
     base_url: str
     """Of links in answers: who comes by another name of the server gets other links."""
     context: Callable[[Viewer], Context]
-
-
-class Place(NamedTuple):
-    """How far a subscription has come."""
-
-    position: str
-    sequence: int
 
 
 def moved(place: Place | None, happening: Happening) -> Place:

@@ -2,7 +2,9 @@
 
 import asyncio
 import re
+from collections.abc import AsyncIterator, Callable
 from datetime import timedelta
+from functools import partial
 from typing import Final
 from urllib.parse import quote
 
@@ -10,10 +12,12 @@ from bson import ObjectId
 from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response, StreamingResponse
 from starlette.routing import BaseRoute, Route
+from starlette.types import Message, Receive, Scope, Send
 
 from modelharbor.auth.links import HELD, DownloadLinks
 from modelharbor.auth.quarantine import needed_beside
 from modelharbor.auth.tokens import authenticate
+from modelharbor.auth.viewer import Viewer
 from modelharbor.db.base import Row
 from modelharbor.db.connection import Database
 from modelharbor.db.files import verdict_of
@@ -31,9 +35,12 @@ from modelharbor.settings import Settings
 from modelharbor.storage.blobs import blob_key
 
 from .answers import error_response
+from .budgets import principal_of
+from .clients import class_of
 from .state import State
 
 _RANGE: Final = re.compile(r"bytes\s*=\s*(\d*)\s*-\s*(\d*)\s*", re.IGNORECASE | re.ASCII)
+_PEEK: Final = re.compile(r"\s*bytes\s*=\s*-", re.IGNORECASE | re.ASCII)  # at how a file ends
 _TAGS: Final = re.compile(r'(W/)?("[\x21\x23-\x7e]*")')
 _BEYOND: Final = 10**19  # bytes; no file is so large
 PRESIGNED: Final = timedelta(minutes=5)  # to begin; the store lets a download that began end
@@ -49,7 +56,7 @@ def download_routes(settings: Settings) -> list[BaseRoute]:
 
 async def download(request: Request[State]) -> Response:
     """GET or HEAD. Who may not know of the file is told the same as if there were none."""
-    file, public, key = await _found(request)
+    file, public, key, viewer = await _found(request)
     size, digest = file["size_bytes"], file["sha256"]
     tag = f'"{digest}"'
     headers = {
@@ -66,21 +73,23 @@ async def download(request: Request[State]) -> Response:
     }
     about = {name: headers[name] for name in ("etag", "accept-ranges", "cache-control", "vary")}
     expected = request.headers.get("if-match")
-    if expected is not None and not _matches(expected, tag, weakly=False):
+    if expected is not None and not is_named(expected, tag, weakly=False):
         await _check_stored(request, key)
         changed = PreconditionFailed("The file is not the one that `If-Match` names.")
         return error_response(request.scope, changed, about)
     known = request.headers.get("if-none-match")
-    if known is not None and _matches(known, tag, weakly=True):
+    if known is not None and is_named(known, tag, weakly=True):
         await _check_stored(request, key)
         return Response(status_code=304, headers=headers)
 
     status, start, end = 200, 0, size
+    is_peek = False
     asked = request.headers.get("range") if request.method == "GET" else None
     if asked is not None and request.headers.get("if-range", tag) == tag:
         found = byte_range(asked, size)
         if found is not None:
             status, (start, end) = 206, found
+            is_peek = start > 0 and _PEEK.match(asked) is not None
             if start >= end:
                 await _check_stored(request, key)
                 beyond = RangeNotSatisfiable(
@@ -94,17 +103,62 @@ async def download(request: Request[State]) -> Response:
     if request.method == "HEAD":
         await _check_stored(request, key)
         return _without_body(headers)
+    usage = request.state["usage"]
+    record = partial(
+        usage.download,
+        {name: file.get(name) for name in ("_id", "model_id", "version_id", "format")},
+        class_of(request.headers.get("user-agent", "").encode("latin-1")),
+        usage.who(_asking(request, viewer)),
+    )
+    # Of parts that are fetched side by side, or one after the other, one makes a download.
+    is_last = end == size and not is_peek
     elsewhere = await _presigned(request, key)
     if elsewhere is not None:
-        response: Response = RedirectResponse(elsewhere, 302, _UNKEPT)
-    elif key is None:
+        record(end - start, is_last=is_last)
+        return RedirectResponse(elsewhere, 302, _UNKEPT)
+    if key is None:
         raise _not_stored()
-    else:
-        body = await request.state["storage"].open_range(key, start, end)
-        response = StreamingResponse(body, status, headers, media_type="application/octet-stream")
-    if (start, end) == (0, size):  # parts that are fetched side by side are no download each
-        request.state["downloads"].count(file["model_id"])
-    return response
+    body = await request.state["storage"].open_range(key, start, end)
+
+    def ended(sent: int) -> None:
+        if sent or not size:
+            record(sent, is_last=is_last and sent == end - start)
+
+    return Contents(body, status, headers, ended)
+
+
+class Contents(StreamingResponse):
+    """Tells in the end how many bytes were sent, also where the client has gone before."""
+
+    def __init__(
+        self,
+        body: AsyncIterator[bytes],
+        status: int,
+        headers: dict[str, str],
+        ended: Callable[[int], None],
+    ) -> None:
+        super().__init__(body, status, headers, media_type="application/octet-stream")
+        self.ended = ended
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        sent = 0
+
+        async def counted(message: Message) -> None:
+            nonlocal sent
+            await send(message)
+            sent += len(message.get("body", b""))
+
+        try:
+            await super().__call__(scope, receive, counted)
+        finally:
+            self.ended(sent)
+
+
+def _asking(request: Request[State], viewer: Viewer | None) -> str:
+    """A person; of who has not said who they are, the address that budgets go by."""
+    if viewer is None or viewer.user_id is None:
+        return principal_of(request.scope, None).name
+    return f"user:{viewer.user_id}"
 
 
 async def _presigned(request: Request[State], key: str | None) -> str | None:
@@ -159,8 +213,9 @@ def disposition(path: str) -> str:
     )
 
 
-async def _found(request: Request[State]) -> tuple[Row, bool, str | None]:
-    """The file, whether everyone may have it, and where its contents lie, when they are stored.
+async def _found(request: Request[State]) -> tuple[Row, bool, str | None, Viewer | None]:
+    """The file, whether everyone may have it, where its contents lie, when they are stored, and who asks,
+    unless that is whoever has the link.
     NotFound, Forbidden, Unauthenticated."""
     database, query = request.state["database"], request.query_params
     gone = NotFound("There is no such file, or the link to it is no longer good.")
@@ -177,7 +232,8 @@ async def _found(request: Request[State]) -> tuple[Row, bool, str | None]:
         viewer = await authenticate(database, request.headers.get("authorization"))
     if file_id is None:
         raise gone
-    file = await _one(database, "files", file_id, "path size_bytes sha256 version_id model_id")
+    names = "path size_bytes sha256 version_id model_id format"
+    file = await _one(database, "files", file_id, names)
     if file is None or file["path"].rpartition("/")[2] != request.path_params["name"]:
         raise gone
     version, model, blob = await asyncio.gather(
@@ -203,7 +259,7 @@ async def _found(request: Request[State]) -> tuple[Row, bool, str | None]:
     if permissions is not None and Permission.DOWNLOAD not in permissions:
         raise Forbidden("You may see this model, but not download its files.")
     if needed is None or held == needed.value:
-        return file, public, key
+        return file, public, key, viewer
     if needed is Permission.PUBLISH:
         raise Forbidden(
             f"The version is {status.value}: its files may do harm. Who may publish it gets a link by `downloadUrl(acceptQuarantined: true)`."
@@ -212,7 +268,7 @@ async def _found(request: Request[State]) -> tuple[Row, bool, str | None]:
         raise Forbidden(
             "The version is not published, and this file is not known to be harmless: it is for those who may write."
         )
-    return file, public, key
+    return file, public, key, viewer
 
 
 async def _one(database: Database, collection: str, id: ObjectId, names: str) -> Row | None:
@@ -231,7 +287,7 @@ def _not_stored() -> NotStored:
     return NotStored("The contents of this file are not stored here.")
 
 
-def _matches(header: str, tag: str, *, weakly: bool) -> bool:
+def is_named(header: str, tag: str, *, weakly: bool) -> bool:
     """Whether `If-Match` (not weakly) or `If-None-Match` (weakly) names this tag."""
     return header.strip() == "*" or any(
         found == tag and (weakly or not weak) for weak, found in _TAGS.findall(header)

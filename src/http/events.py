@@ -4,6 +4,7 @@ https://github.com/enisdenjo/graphql-sse/blob/master/PROTOCOL.md (distinct conne
 import asyncio
 from collections.abc import Hashable
 from contextlib import suppress
+from time import perf_counter
 from typing import TYPE_CHECKING, Final
 
 import orjson
@@ -124,23 +125,23 @@ class EventStream(Response):
             self.outbox.put(event, key)
         self.begun.set()
         following = asyncio.ensure_future(self.follow())
-        gone = asyncio.ensure_future(_gone(receive))
+        left = asyncio.ensure_future(gone(receive))
         ended = asyncio.ensure_future(self.ended.wait())
         try:
-            while not gone.done() and not ended.done():
+            while not left.done() and not ended.done():
                 done, _ = await asyncio.wait(
-                    [gone, ended], timeout=ALIVE_SECONDS, return_when=asyncio.FIRST_COMPLETED
+                    [left, ended], timeout=ALIVE_SECONDS, return_when=asyncio.FIRST_COMPLETED
                 )
                 if not done:
                     self.outbox.put(b":\n\n", "alive")
             if self.outbox.is_ended and CUT_OFF in scope:
                 scope[CUT_OFF]()
-                await gone  # the server knows then that there is no more to come
-            elif not gone.done():
+                await left  # the server knows then that there is no more to come
+            elif not left.done():
                 await self.outbox.drained()
                 await send({"type": "http.response.body", "body": b"", "more_body": False})
         finally:
-            for task in (following, gone, ended):
+            for task in (following, left, ended):
                 task.cancel()
             self.outbox.end()
 
@@ -165,6 +166,7 @@ class _Following(EventStream):
         self.admitted: tuple[Subscribed, int] | None = None
 
     async def begin(self) -> None:
+        since = perf_counter()
         viewer = await self.viewers.enter(self.request.header(b"authorization"), self.be_told)
         self.viewer = viewer
         subscription = self.subscription = Subscription(self.asked, viewer, self)
@@ -174,6 +176,7 @@ class _Following(EventStream):
         except BaseException:
             self.end()
             raise
+        self.operations.begun(self.request, self.prepared, since)
         self.live.shut_down[self.ended.set] = None
         if self.live.is_closing:
             self.ended.set()
@@ -215,7 +218,7 @@ class _Following(EventStream):
             self.viewers.leave(self.viewer, self.be_told)
 
 
-async def _gone(receive: Receive) -> None:
+async def gone(receive: Receive) -> None:
     """Back when the client has gone."""
     with suppress(Exception):
         while (await receive())["type"] != "http.disconnect":

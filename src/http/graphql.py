@@ -171,7 +171,7 @@ class GraphQLEndpoint:
             sent_as: bytes = request.scope["query_string"]
             key = b"GET " + sent_as
         else:
-            _check_content(request.header(b"content-type"), request.header(b"content-encoding"))
+            check_content(request.header(b"content-type"), request.header(b"content-encoding"))
             sent_as = await request.body(
                 self.settings.max_body_bytes, self.settings.body_timeout_seconds
             )
@@ -194,7 +194,7 @@ class GraphQLEndpoint:
 
 
 @short_texts
-def _check_content(media_type: str | None, encoding: str | None) -> None:
+def check_content(media_type: str | None, encoding: str | None) -> None:
     """JSON only: what a foreign page can send without being asked first (text, forms) is not taken."""
     media, *options = (media_type or "").split(";")
     if media.strip().lower() != "application/json":

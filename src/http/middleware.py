@@ -146,20 +146,26 @@ HOST = re.compile(r"(\[(?P<six>[0-9a-f:.]+)\]|(?P<name>[a-z0-9._-]+))(:[0-9]{1,5
 
 
 class CompressionMiddleware:
-    """zstd, br or gzip; never for files, which are ranges of stored bytes, uploads and events."""
+    """zstd, br or gzip; never for files and what was exported to one, which are ranges of stored bytes,
+    uploads and events."""
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
         add_compress_type("application/graphql-response+json")  # it knows older names only
         # A compressor holds 60 kB (gzip) to 770 kB (zstd) as long as its stream is open.
         remove_compress_type("text/event-stream")
+        for rows in ("application/x-ndjson", "text/csv"):  # of exports
+            add_compress_type(rows)
         self.kept: KeptForms = Kept(COMPRESSED_BYTES, COMPRESSED_BYTES)
         self.compressing = CompressMiddleware(
             _InPieces(_Kept(app, self.kept)), zstd_level=3, brotli_quality=4, gzip_level=6
         )
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or scope["path"].startswith(("/files/", "/uploads")):
+        if scope["type"] != "http" or (
+            scope["path"].startswith(("/files/", "/uploads", "/exports/"))
+            and scope["path"] != "/exports/stream"
+        ):
             await self.app(scope, receive, send)
             return
         accepts = [value for name, value in scope["headers"] if name == b"accept-encoding"]

@@ -5,10 +5,12 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
+from time import perf_counter
 from typing import Any, Final
 
 import orjson
 import strawberry
+from bson import ObjectId
 from graphql import OperationType
 from graphql.execution.values import VariableValues, get_variable_values
 from starlette.datastructures import URL
@@ -41,10 +43,12 @@ from modelharbor.loaders.budgets import Spending
 from modelharbor.loaders.rights import narrowed
 from modelharbor.observability.commands import CommandCount, counted
 from modelharbor.observability.metrics import Metrics
+from modelharbor.resolvers.recording import Usage, Work, operation_key
 from modelharbor.settings import Settings
 
 from .answers import request_id_of, with_request_id
 from .budgets import BAD_DOCUMENT, BAD_TOKEN, LEAST, Principal, price, principal_of, throttle_status
+from .clients import class_of
 from .incoming import Incoming
 from .parameters import Parameters, count_variable_values
 from .state import State
@@ -70,6 +74,7 @@ class Prepared:
     """Whether its text came with a name, to be known by from now on."""
     policy: Policy | None = None  # None: its answer is not kept
     key: bytes = b""  # of its answer, where that is kept
+    usage: str = ""  # what its calls are counted under
 
     @property
     def own_price(self) -> int | None:
@@ -93,6 +98,10 @@ class Executed:
     entry: Entry | None = None
     """What is kept of it; its body is `body`, where nothing was added for this request."""
     layer: Layer = Layer.BYPASS
+    work: Work | None = None
+    """What it took to make it; None: it was kept."""
+    viewed: tuple[ObjectId, ...] = ()
+    """The models that it shows by their own field."""
 
 
 class Operations:
@@ -172,6 +181,7 @@ class Operations:
             and bool(parameters.document_id or parameters.extensions),
             policy=policy,
             key=answer_key(self.schema._schema, document, operation, given) if policy else b"",
+            usage=operation_key(resolved.document.sha256, operation.name),
         )
 
     def _policy(self, operation: Operation, values: VariableValues | None) -> Policy | None:
@@ -221,6 +231,15 @@ class Operations:
         state["persisted"].check(prepared.resolved, viewer)
         state["persisted"].used(prepared.resolved)
 
+    def begun(self, request: Incoming, prepared: Prepared, since: float) -> None:
+        """A subscription has: it is one call, whatever follows. `since`: when it was asked for, by
+        `perf_counter`."""
+        milliseconds = (perf_counter() - since) * 1000
+        client = class_of(request.headers.get(b"user-agent"))
+        request.state["usage"].operation(
+            prepared.usage, client, milliseconds, Work(prepared.requested), is_failed=False
+        )
+
     # ---- running them
 
     async def execute(
@@ -231,13 +250,40 @@ class Operations:
         One round trip to Redis, together with all who wait, tells what has changed and who may go on.
         A look at what is kept costs 1; the price of the operation is charged when it has to run.
         """
+        since = perf_counter()
         if not self.tells_cost(request):
-            return await self._executed(request, prepared, viewer)
-        token = counted.set(CommandCount())
-        try:
-            return await self._executed(request, prepared, viewer)
-        finally:
-            counted.reset(token)
+            executed = await self._executed(request, prepared, viewer)
+        else:
+            token = counted.set(CommandCount())
+            try:
+                executed = await self._executed(request, prepared, viewer)
+            finally:
+                counted.reset(token)
+        usage = request.state["usage"]
+        if usage.is_on and not executed.is_refused:
+            self._record(usage, request, prepared, executed, since)
+        return executed
+
+    def _record(
+        self,
+        usage: Usage,
+        request: Incoming,
+        prepared: Prepared,
+        executed: Executed,
+        since: float,
+    ) -> None:
+        milliseconds = (perf_counter() - since) * 1000
+        client = class_of(request.headers.get(b"user-agent"))
+        work, viewed = executed.work, executed.viewed
+        if work is None:
+            entry = executed.entry
+            assert entry is not None
+            work, viewed = Work(entry.cost, 0, 0, 0, True), entry.viewed
+        usage.operation(
+            prepared.usage, client, milliseconds, work, is_failed=bool(executed.problems)
+        )
+        for model_id in viewed:
+            usage.view(model_id, client)
 
     async def _executed(
         self, request: Incoming, prepared: Prepared, viewer: Viewer | None
@@ -365,13 +411,17 @@ class Operations:
                 policy.stale,
                 policy.is_private,
                 actual,
+                answer.viewed,
                 read_at,
             )
+        work = Work(actual, len(count.names), context.count.batches, context.count.keys)
         if self.tells_cost(request):
             batches = context.count.batches
             body = _with_cost(body, self.cost(prepared, actual, count, batches, charge))
         layer = Layer.BYPASS if policy is None else Layer.MISS
-        return Executed(body, charge, answer.errors, answer.is_refused, entry, layer)
+        return Executed(
+            body, charge, answer.errors, answer.is_refused, entry, layer, work, answer.viewed
+        )
 
     async def _pay(self, state: State, charge: Charge, more: int) -> Charge:
         """What running it costs beyond the look that was charged already. Raises RateLimited."""
@@ -418,6 +468,9 @@ class Operations:
             viewer=viewer,
             links=DownloadLinks(state["secret_key"], base_url),
             quota_bytes=self.settings.quota_bytes,
+            export_link_minutes=self.settings.export_link_minutes,
+            max_analytics_buckets=self.settings.max_analytics_buckets,
+            max_analytics_models=self.settings.max_analytics_models,
             settings=self.settings,
             storage=state["storage"],
             request_id=request_id,

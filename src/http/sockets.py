@@ -3,6 +3,7 @@
 import asyncio
 import logging
 from collections.abc import Hashable
+from time import perf_counter
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import urlsplit
 
@@ -271,9 +272,13 @@ class Socket:
             kind = prepared.operation.kind
             if kind is OperationType.SUBSCRIPTION:
                 asked = self.operations.asked(self.request, prepared)
+                since = perf_counter()
                 await self.operations.admit(self.request, prepared, self.viewer)
-                running.subscription = Subscription(asked, self.viewer, running)
-                await self.live.join(running.subscription)
+                subscription = Subscription(asked, self.viewer, running)
+                running.subscription, turn = subscription, subscription.turn
+                subscribed = await self.live.admit(subscription)
+                self.operations.begun(self.request, prepared, since)
+                await self.live.follow(subscription, subscribed, turn)
             else:
                 self.refuse_expired()
                 with operation_scope(kind.value, prepared.operation.name):

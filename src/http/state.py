@@ -12,8 +12,8 @@ from modelharbor.execution.live import Live
 from modelharbor.execution.persisted import Persisted
 from modelharbor.loaders.lanes import Lanes
 from modelharbor.loaders.rights import Rights
-from modelharbor.resolvers.downloads import DownloadCounter
 from modelharbor.resolvers.receiving import Receiver
+from modelharbor.resolvers.recording import Usage
 from modelharbor.resolvers.sessions import Sessions
 from modelharbor.settings import Settings
 from modelharbor.storage.blobs import BlobStore
@@ -33,6 +33,6 @@ class State(TypedDict):
     live: Live
     viewers: ViewerWatch
     storage: BlobStore
-    downloads: DownloadCounter
+    usage: Usage
     receiver: Receiver
     secret_key: bytes

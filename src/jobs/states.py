@@ -37,7 +37,9 @@ CLAIMABLE: Final[Row] = {
 """Of the jobs that wait: their time has come."""
 
 NOT_HELD: Final[Row] = {"worker": None, "lease_until": None, "heartbeat_at": None}
-HIDDEN: Final = frozenset({"input", "scopes", "token", "touched", "worker", "lease_until", "turn"})
+HIDDEN: Final = frozenset(
+    {"input", "scopes", "token", "touched", "worker", "lease_until", "turn", "checkpoint"}
+)
 
 
 def snapshot(row: Row) -> Row:

@@ -61,6 +61,11 @@ class Reads:
     links: DownloadLinks
     quota_bytes: int | None = None
     """What each owner's files may come to, where no quota was set; None: no limit."""
+    export_link_minutes: float = 60.0
+    """How long a link to what an export has written is good."""
+    max_analytics_buckets: int = 500_000
+    max_analytics_models: int = 10_000
+    """What one question of analytics may read, and be about: see settings."""
     lanes: "Lanes | None" = None
     """Of the process; None: each read goes alone."""
     spending: "Spending | None" = None
@@ -102,6 +107,8 @@ class Loader(DataLoader[K, R], Generic[K, R, A]):
     document: ClassVar[type[BaseDocument] | None] = None
     """Whose rows it answers: a guard test holds the names that fields read against it."""
     sharing: ClassVar[Sharing] = Sharing.NEVER
+    shows: ClassVar[str] = ""
+    """Where a row that it finds shows a model, which is then viewed: the name of the model's id in it."""
 
     def __init__(self, reads: Reads, arguments: A, fields: frozenset[str] = frozenset()) -> None:
         super().__init__(cast("Any", self._dispatched))

@@ -80,6 +80,7 @@ class ModelByNameLoader(Loader[ModelName | ObjectId, Row | None, None]):
 
     document = ModelDocument
     sharing = Sharing.EQUAL_RIGHTS
+    shows = "_id"
 
     @property
     def most_keys(self) -> int:

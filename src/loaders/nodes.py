@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any, Final
 
 from bson import ObjectId
@@ -11,6 +12,7 @@ from modelharbor.db.base import Row
 from .actors import ActorByIdLoader, MembershipByIdLoader, TokenByIdLoader
 from .base import ROOT, Loader, Sharing
 from .files import FileByIdLoader
+from .history import AliasesByModelLoader
 from .jobs import JobByIdLoader
 from .models import ModelByIdLoader, alias_rows
 from .rows import RowByIdLoader
@@ -66,14 +68,7 @@ class NodesLoader(Loader[str, list[Row | None], tuple[Reference | None, ...]]):
         out: list[Row | None] = []
         for reference, row in zip(wanted, rows, strict=True):
             if row and typename == "Alias":
-                row = next(
-                    (
-                        a
-                        for a in alias_rows(row["_id"], row["aliases"])
-                        if a["name"] == reference.name
-                    ),
-                    None,
-                )
+                row = await self.alias(row, reference.name or "")
             elif row and reference.name is not None:
                 row = None
             if (
@@ -84,6 +79,20 @@ class NodesLoader(Loader[str, list[Row | None], tuple[Reference | None, ...]]):
                 row = None
             out.append({**row, "__typename": typename} if row else None)
         return out
+
+    async def alias(self, model: Row, reference: str) -> Row | None:
+        """By its name; with `@` and a time behind it as it was then."""
+        name, _, then = reference.partition("@")
+        aliases = alias_rows(model["_id"], model["aliases"])
+        if then:
+            try:
+                at = datetime.fromisoformat(then)
+            except ValueError:
+                return None
+            if at.tzinfo is None:
+                return None
+            aliases = await self.reads.loader(AliasesByModelLoader, at).load(model["_id"])
+        return next((alias for alias in aliases if alias["name"] == name), None)
 
     async def within(
         self, rows: Sequence[Row | None], name: str, loader: type[RowByIdLoader]

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any, Final
 
 from bson import ObjectId
@@ -12,6 +13,7 @@ from modelharbor.db.base import Row
 from modelharbor.db.versions import VersionDocument, VersionStatus
 
 from .base import Loader, Sharing
+from .history import versions_at
 from .models import ModelByIdLoader, ModelByNameLoader, ModelName, access_to, told_of
 from .pages import PageLoader
 from .rows import RowByIdLoader
@@ -61,10 +63,12 @@ class VersionWithinModelLoader(Loader[tuple[ObjectId, ObjectId], Row | None, Non
 
 @dataclass(frozen=True, slots=True)
 class VersionWanted:
-    """A version of a model by its number, or by an alias; with neither the latest."""
+    """A version of a model by its number, or by an alias; with neither the latest. As it was at
+    a time; None: now."""
 
     number: int | None = None
     alias: str | None = None
+    as_of: datetime | None = None
 
 
 class VersionByModelLoader(Loader[ObjectId, Row | None, VersionWanted]):
@@ -72,8 +76,12 @@ class VersionByModelLoader(Loader[ObjectId, Row | None, VersionWanted]):
     sharing = Sharing.EVERYBODY
 
     async def batch_load(self, keys: list[ObjectId]) -> list[Row | None]:
-        if self.arguments.number is not None:
-            query: Row = {"model_id": {"$in": keys}, "number": self.arguments.number, **LISTED}
+        number, alias, at = self.arguments.number, self.arguments.alias, self.arguments.as_of
+        if number is not None:
+            made = {} if at is None else {"created_at": {"$lte": at}}
+            query: Row = {"model_id": {"$in": keys}, "number": number, **made, **LISTED}
+        elif at is not None:
+            query = {"_id": {"$in": await versions_at(self.reads, keys, alias, at)}, **LISTED}
         else:
             models = await self.find(
                 "models", {"_id": {"$in": keys}}, ["aliases", "latest_version_id"]
@@ -100,6 +108,8 @@ def told_of_wanted(wanted: VersionWanted, found: Mapping[ObjectId, Row | None]) 
     told = [entity("versions", row["_id"]) for row in found.values() if row is not None]
     if wanted.number is None:
         told += by_key("models", found)  # where the alias points
+        if wanted.as_of is not None and wanted.alias is None:
+            return [*told, *below_each("versions", "model_id", found)]  # see `latest_at`
     missing = [key for key, row in found.items() if row is None]
     return [*told, *below_each("versions", "model_id", missing)] if missing else told
 
@@ -114,6 +124,7 @@ class VersionByReferenceLoader(Loader[str, Row | None, ReferenceWanted]):
     """`owner/name`, `owner/name@alias`, `owner/name:12` to a version."""
 
     document = VersionDocument
+    shows = "model_id"
     of_model: Mapping[ModelName | ObjectId, Row | None] | None = None
     """The model that was read on the way, by its name."""
 

@@ -2,7 +2,7 @@
 
 import collections
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, generate_latest
@@ -108,6 +108,49 @@ class _Documents(Collector):
         yield made
 
 
+OUTCOMES: Final = {
+    "recorded": "they are in the database",
+    "left_out": "more waited than the buffer holds",
+    "too_old": "they waited for longer than events are kept",
+    "lost": "the process ended without a database",
+}
+"""What became of usage events."""
+
+
+@dataclass(slots=True)
+class UsageCount:
+    """What the recording of usage did. Several views, or calls of one operation, may be one event; here
+    each is counted."""
+
+    outcomes: "collections.Counter[tuple[str, str]]" = field(default_factory=collections.Counter)
+    """By kind and outcome."""
+    waiting: Callable[[], int] = lambda: 0
+    """Events in the buffer now."""
+
+
+class _Usage(Collector):
+    """The recording of usage, read when it is asked for."""
+
+    def __init__(self, count: UsageCount) -> None:
+        self.count = count
+
+    def collect(self) -> Iterator[Metric]:
+        told = ", ".join(f"{name}: {what}" for name, what in OUTCOMES.items())
+        events = CounterMetricFamily(
+            "modelharbor_usage_events",
+            f"Downloads, views and calls of operations that were to be recorded. {told}.",
+            labels=["kind", "outcome"],
+        )
+        for kind, outcome in sorted(self.count.outcomes):
+            events.add_metric([kind, outcome], self.count.outcomes[kind, outcome])
+        yield events
+        yield GaugeMetricFamily(
+            "modelharbor_usage_waiting",
+            "Usage events of this process that are not in the database yet.",
+            value=self.count.waiting(),
+        )
+
+
 class Metrics:
     """What `/metrics` shows."""
 
@@ -146,6 +189,8 @@ class Metrics:
         self.registry.register(_Caches(self.caches))
         self.documents: collections.Counter[str] = collections.Counter()
         self.registry.register(_Documents(self.documents))
+        self.usage = UsageCount()
+        self.registry.register(_Usage(self.usage))
 
     @property
     def caches(self) -> list[CacheCount]:

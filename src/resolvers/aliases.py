@@ -1,5 +1,6 @@
 """Aliases: names that point at versions and can be moved, such as `production`."""
 
+from datetime import datetime
 from typing import Any, Final
 
 from beanie import PydanticObjectId
@@ -7,9 +8,10 @@ from bson import ObjectId
 from pymongo.asynchronous.client_session import AsyncClientSession
 
 from modelharbor.auth.viewer import Viewer
-from modelharbor.db.base import Row, utc_now
+from modelharbor.db.base import Row
 from modelharbor.db.connection import Database
 from modelharbor.db.events import EventKind
+from modelharbor.db.history import moment
 from modelharbor.db.models import AliasEntry
 from modelharbor.db.tokens import Permission
 from modelharbor.db.versions import VersionStatus
@@ -101,8 +103,10 @@ async def set_alias_in(
     protected: bool | None = None,
     comment: str | None = None,
     path: str = "name",
+    at: datetime | None = None,
 ) -> Row:
-    """Within a transaction that read `model`; the name is valid, the version is READY and the model's."""
+    """Within a transaction that read `model`; the name is valid, the version is READY and the model's.
+    `at`: the moment of a change before it in the transaction, which it belongs to."""
     user_id = viewer.person_id()
     may(viewer, Permission.PROMOTE, model, path)
     old = _entry(model, name)
@@ -124,13 +128,22 @@ async def set_alias_in(
         return model
     if old is None and len(model["aliases"]) >= MOST_ALIASES:
         raise bad(f"A model has at most {MOST_ALIASES} aliases: delete one.", path)
+    at = at or moment(model)
     entry = AliasEntry(
         name=name,
         version_id=PydanticObjectId(version_id),
         protected=keep,
         set_by_id=PydanticObjectId(user_id),
-        set_at=utc_now(),
+        set_at=at,
     ).model_dump()
+    same: dict[str, Any] = {"_id": model["_id"]}
+    if old is None:
+        same["aliases.name"] = {"$ne": name}
+        change: dict[str, Any] = {"$push": {"aliases": entry}, "$set": {"updated_at": at}}
+    else:
+        same["aliases"] = {"$elemMatch": {"name": name, "version_id": old["version_id"]}}
+        change = {"$set": {"aliases.$": entry, "updated_at": at}}
+    model = await changed(database, session, same, change)
     await tell_of_model(
         session,
         EventKind.ALIAS_SET,
@@ -143,20 +156,7 @@ async def set_alias_in(
         after={"name": name, "version_id": version_id, "protected": keep},
         comment=comment,
     )
-    same: dict[str, Any] = {"_id": model["_id"]}
-    if old is None:
-        return await changed(
-            database,
-            session,
-            {**same, "aliases.name": {"$ne": name}},
-            {"$push": {"aliases": entry}, "$set": {"updated_at": utc_now()}},
-        )
-    return await changed(
-        database,
-        session,
-        {**same, "aliases": {"$elemMatch": {"name": name, "version_id": old["version_id"]}}},
-        {"$set": {"aliases.$": entry, "updated_at": utc_now()}},
-    )
+    return model
 
 
 async def delete_alias(database: Database, viewer: Viewer, *, model_id: ObjectId, name: str) -> Row:
@@ -171,6 +171,12 @@ async def delete_alias(database: Database, viewer: Viewer, *, model_id: ObjectId
         if old["protected"]:
             may(viewer, Permission.ADMINISTER, model, "name")
         refuse_unless_active(model, "modelId")
+        model = await changed(
+            database,
+            session,
+            {"_id": model["_id"], "aliases.name": name},
+            {"$pull": {"aliases": {"name": name}}, "$set": {"updated_at": moment(model)}},
+        )
         await tell_of_model(
             session,
             EventKind.ALIAS_DELETED,
@@ -178,12 +184,6 @@ async def delete_alias(database: Database, viewer: Viewer, *, model_id: ObjectId
             by=user_id,
             version_id=old["version_id"],
             before={"name": name, "version_id": old["version_id"], "protected": old["protected"]},
-        )
-        await changed(
-            database,
-            session,
-            {"_id": model["_id"], "aliases.name": name},
-            {"$pull": {"aliases": {"name": name}}, "$set": {"updated_at": utc_now()}},
         )
         return {**old, "model_id": model_id}
 

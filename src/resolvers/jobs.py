@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Collection
+from datetime import datetime
 from typing import Final
 
 from bson import ObjectId
@@ -60,7 +61,7 @@ async def start_import(
         if known is not None:
             return _same(known, given)
     await refuse_import(database, None, viewer, owner, name)
-    await _refuse_too_many(database, user_id, settings.max_waiting_jobs)
+    await refuse_too_many(database, user_id, settings.max_waiting_jobs)
     # Only now: who may not import is not told which folders there are.
     await asyncio.to_thread(allowed_folder, settings, source, folder)
 
@@ -82,7 +83,7 @@ async def start_import(
     return await database.transaction(work)
 
 
-async def _refuse_too_many(database: Database, user_id: ObjectId, most: int) -> None:
+async def refuse_too_many(database: Database, user_id: ObjectId, most: int) -> None:
     """A few more may slip in at the same moment: it is about thousands."""
     waiting = await database.data["jobs"].count_documents(
         {"state": {"$in": [state.value for state in WAITING]}, "created_by_id": user_id},
@@ -170,6 +171,22 @@ async def start_verification(
             created_by_id=user_id,
             scopes=_scopes(viewer),
             principals=job_principals(user_id),
+        )
+    )
+
+
+async def start_backfill(
+    database: Database, first: datetime | None = None, last: datetime | None = None
+) -> Row:
+    """Add up usage of these days (UTC) again, from its events: by default of all that are kept. For the
+    operator at the command line."""
+    return await database.transaction(
+        lambda session: put_job(
+            database,
+            session,
+            kind=JobKind.ROLLUP_ANALYTICS,
+            input={"from": first, "to": last},
+            principals=job_principals(),
         )
     )
 

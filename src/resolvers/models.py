@@ -268,7 +268,13 @@ async def changed(
     change: Mapping[str, Any] | Sequence[Mapping[str, Any]],
 ) -> Row:
     """Compare and set: the model after the change. `old` was read in this transaction, so it is there:
-    another's write in between makes MongoDB start the transaction anew."""
+    another's write in between makes MongoDB start the transaction anew. `updated_at` never goes back,
+    whichever clocks the processes go by."""
+    if isinstance(change, Mapping) and "updated_at" in change.get("$set", {}):
+        fields = dict(change["$set"])
+        change = {**change, "$max": {"updated_at": fields.pop("updated_at")}, "$set": fields}
+        if not fields:
+            del change["$set"]
     row = await database.data["models"].find_one_and_update(
         old, change, session=session, return_document=ReturnDocument.AFTER
     )
@@ -336,25 +342,37 @@ async def update_model(
 
     async def work(session: AsyncClientSession) -> Row:
         model = await model_to_update(session)
-        after = dict(wanted)
+        fields = dict(wanted)
         if add or remove:
-            after["tags"] = changed_tags(model["tags"], add, remove, "addTags")
-        after = {field: value for field, value in after.items() if differs(model[field], value)}
-        before = {field: model[field] for field in after}
-        told = dict(after)
-        if card_markdown is not UNSET:
-            was, now = await _put_card(database, session, model_id, card)
-            if was != now:
-                before["card_sha256"], told["card_sha256"] = was, now
-        if not told:
-            return model
-        model = await advance(database, session, model, after)
-        await tell_of_model(
-            session, EventKind.MODEL_UPDATED, model, by=user_id, before=before, after=told
-        )
-        return model
+            fields["tags"] = changed_tags(model["tags"], add, remove, "addTags")
+        given = UNSET if card_markdown is UNSET else card
+        return await set_fields(database, session, model, fields, by=user_id, card=given)
 
     return await database.transaction(work, turn=turn_of(model_id))
+
+
+async def set_fields(
+    database: Database,
+    session: AsyncClientSession,
+    model: Row,
+    fields: Mapping[str, Any],
+    *,
+    by: ObjectId,
+    card: Given[Card | None] = UNSET,
+) -> Row:
+    """Within the transaction that read the model; `fields` are valid. The same row where all is equal."""
+    after = {field: value for field, value in fields.items() if differs(model[field], value)}
+    before = {field: model[field] for field in after}
+    told = dict(after)
+    if card is not UNSET:
+        was, now = await _put_card(database, session, model["_id"], card)
+        if was != now:
+            before["card_sha256"], told["card_sha256"] = was, now
+    if not told:
+        return model
+    model = await advance(database, session, model, after)
+    await tell_of_model(session, EventKind.MODEL_UPDATED, model, by=by, before=before, after=told)
+    return model
 
 
 def differs(old: Any, new: Any) -> bool:
@@ -493,35 +511,53 @@ async def _transition(
                 f"{full_name(model)} is {model['state']}: it cannot become {new.value}.",
                 "id",
             )
-        if settings is not None and model["state"] == ModelState.DELETED.value:
-            owner = {
-                "_id": model["owner_id"],
-                "login": model["owner_login"],
-                "login_lower": model["owner_login_lower"],
-            }
-            size_bytes = model["stats"]["size_bytes"]
-            await refuse_beyond(database, session, settings, owner, size_bytes, "id")
-        fields: dict[str, Any] = {
-            "state": new.value,
-            "name_lower": model["name"].lower(),
-            "deleted_at": None,
-        }
-        if new is ModelState.DELETED:
-            fields["name_lower"] += f"#{model_id}"
-            fields["deleted_at"] = fields["updated_at"] = utc_now()
-        try:
-            now = await advance(database, session, model, fields)
-        except DuplicateKeyError:
-            raise _taken(model["owner_login"], model["name"]) from None
-        await tell_of_model(
-            session,
-            kind,
-            model if new is ModelState.DELETED else now,
-            by=user_id,
-            before={"state": model["state"]},
-            after={"state": new.value},
-            comment=comment,
+        return await set_state(
+            database, session, model, new, kind, by=user_id, comment=comment, settings=settings
         )
-        return now
 
     return await database.transaction(work, turn=turn_of(model_id))
+
+
+async def set_state(
+    database: Database,
+    session: AsyncClientSession,
+    model: Row,
+    new: ModelState,
+    kind: EventKind,
+    *,
+    by: ObjectId,
+    comment: str | None = None,
+    settings: Settings | None = None,
+) -> Row:
+    """Within the transaction that read the model, from whose state `new` may follow; `settings` as for
+    `restore_model`."""
+    if settings is not None and model["state"] == ModelState.DELETED.value:
+        owner = {
+            "_id": model["owner_id"],
+            "login": model["owner_login"],
+            "login_lower": model["owner_login_lower"],
+        }
+        size_bytes = model["stats"]["size_bytes"]
+        await refuse_beyond(database, session, settings, owner, size_bytes, "id")
+    fields: dict[str, Any] = {
+        "state": new.value,
+        "name_lower": model["name"].lower(),
+        "deleted_at": None,
+    }
+    if new is ModelState.DELETED:
+        fields["name_lower"] += f"#{model['_id']}"
+        fields["deleted_at"] = fields["updated_at"] = utc_now()
+    try:
+        now = await advance(database, session, model, fields)
+    except DuplicateKeyError:
+        raise _taken(model["owner_login"], model["name"]) from None
+    await tell_of_model(
+        session,
+        kind,
+        model if new is ModelState.DELETED else now,
+        by=by,
+        before={"state": model["state"]},
+        after={"state": new.value},
+        comment=comment,
+    )
+    return now

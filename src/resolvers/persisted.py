@@ -5,6 +5,7 @@ from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from hashlib import sha256
 from time import time
 from typing import Final
 
@@ -70,6 +71,16 @@ async def last_sequence(database: Database) -> int:
 async def published_text(database: Database, row_id: ObjectId) -> str | None:
     rows = await database.find(DOCUMENTS, {"_id": row_id}, projection={"text": 1}, limit=1)
     return rows[0]["text"] if rows else None
+
+
+async def is_published(database: Database, text: str) -> bool:
+    """Whether it is the text of an operation that was published, and not retired."""
+    wanted = {
+        "sequence": {"$gt": 0},
+        "retired_at": None,
+        "sha256": sha256(text.encode()).hexdigest(),
+    }
+    return bool(await database.find(DOCUMENTS, wanted, projection={"_id": 1}, limit=1))
 
 
 async def _next_sequence(database: Database, session: AsyncClientSession) -> int:

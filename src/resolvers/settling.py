@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from hashlib import sha256
 from typing import Any, Final
 
@@ -10,7 +11,7 @@ from pymongo import ReturnDocument
 from pymongo.asynchronous.client_session import AsyncClientSession
 
 from modelharbor.auth.viewer import Viewer
-from modelharbor.db.base import Row, utc_now
+from modelharbor.db.base import Row
 from modelharbor.db.connection import Database
 from modelharbor.db.events import EventKind
 from modelharbor.db.files import (
@@ -21,6 +22,7 @@ from modelharbor.db.files import (
     is_damaged,
     verdict_of,
 )
+from modelharbor.db.history import moment
 from modelharbor.db.uploads import UploadState
 from modelharbor.db.versions import VersionStatus
 from modelharbor.errors import ErrorCode, Refused
@@ -85,6 +87,7 @@ async def settle_in(
     digest = files_digest([(file.path, file.sha256) for file in files])
     size_bytes = sum(file.size_bytes for file in files)
     stored_bytes = await own_bytes(database, session, version, files) if is_ready else 0
+    at = moment(model)
     after = await change_version(
         database,
         session,
@@ -96,8 +99,17 @@ async def settle_in(
             "parameters": _parameters(files, contents),
             "file_count": len(files),
             "size_bytes": size_bytes,
-            "published_at": utc_now() if is_ready else None,
+            "published_at": at if is_ready else None,
         },
+    )
+    model = await update_model_of(
+        database,
+        session,
+        model,
+        at,
+        files=len(files) - version["file_count"],
+        size_bytes=size_bytes - version["size_bytes"],
+        stored_bytes=stored_bytes,
     )
     told = {"digest": digest} if is_ready else {"status_reason": settled.reason}
     await tell_of_model(
@@ -109,14 +121,6 @@ async def settle_in(
         before={"status": version["status"]},
         after={"status": settled.status.value, **told},
     )
-    model = await update_model_of(
-        database,
-        session,
-        model,
-        files=len(files) - version["file_count"],
-        size_bytes=size_bytes - version["size_bytes"],
-        stored_bytes=stored_bytes,
-    )
     if is_ready and viewer is not None:
         for name in aliases:
             model = await set_alias_in(
@@ -127,6 +131,7 @@ async def settle_in(
                 name=name,
                 version_id=version_id,
                 path="setAliases",
+                at=at,
             )
     return after
 
@@ -392,13 +397,15 @@ async def update_model_of(
     database: Database,
     session: AsyncClientSession,
     model: Row,
+    at: datetime,
     *,
     versions: int = 0,
     files: int = 0,
     size_bytes: int = 0,
     stored_bytes: int = 0,
 ) -> Row:
-    """Bring the model's latest version, what it keeps of that, and its counters up to date."""
+    """Bring the model's latest version, what it keeps of that, and its counters up to date.
+    `at`: the moment of the change, see db/history.py."""
     latest = await database.data["versions"].find_one(
         {"model_id": model["_id"], "status": VersionStatus.READY.value},
         {"parameters": 1},
@@ -407,10 +414,9 @@ async def update_model_of(
         max_time_ms=database.query_timeout_ms,
     )
     latest_id = latest["_id"] if latest else None
-    now = utc_now()
-    fields: dict[str, Any] = {"updated_at": now, "latest_version_id": latest_id}
+    fields: dict[str, Any] = {"updated_at": at, "latest_version_id": latest_id}
     if versions or files or size_bytes or stored_bytes:
-        fields["stats.as_of"] = now
+        fields["stats.as_of"] = at
     if latest_id != model["latest_version_id"]:
         formats = await database.data["files"].distinct(
             "format",

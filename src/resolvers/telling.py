@@ -10,7 +10,8 @@ from pymongo.asynchronous.client_session import AsyncClientSession
 
 from modelharbor.auth.viewer import actor_principal, model_principals
 from modelharbor.db.base import Row
-from modelharbor.db.events import EventDocument, EventKind, Stream
+from modelharbor.db.events import MOVING, EventDocument, EventKind, Stream
+from modelharbor.db.history import pointed
 from modelharbor.db.uploads import HIDDEN
 
 
@@ -26,8 +27,10 @@ async def tell_of_model(
     comment: str | None = None,
 ) -> None:
     """Of a model or one of its versions. `model` as it is after the change; a deleted one as it was
-    before, for those who could see it are to know."""
+    before, for those who could see it are to know. Its `updated_at` is by `moment` where the kind is
+    one of MOVING."""
     about = [model["_id"], model["owner_id"], *([version_id] if version_id else [])]
+    moved = {"pointed": pointed(model), "at": model["updated_at"]} if kind in MOVING else {}
     await EventDocument(
         stream=Stream.MODELS,
         kind=kind,
@@ -39,6 +42,7 @@ async def tell_of_model(
         before=before or {},
         after=after or {},
         comment=comment,
+        **moved,
     ).insert(session=session)
 
 

@@ -13,6 +13,7 @@ from modelharbor.auth.viewer import Viewer, job_principals
 from modelharbor.db.base import Row, utc_now
 from modelharbor.db.connection import Database
 from modelharbor.db.events import EventKind
+from modelharbor.db.history import moment
 from modelharbor.db.jobs import ENDED, JobKind
 from modelharbor.db.tokens import Permission
 from modelharbor.db.uploads import TAKING, UploadState
@@ -400,6 +401,7 @@ async def release_version(
             raise _impossible(version, VersionStatus.READY)
         files = await files_of(database, session, version_id)
         stored_bytes = await own_bytes(database, session, version, files)
+        at = moment(model)
         released = await change_version(
             database,
             session,
@@ -407,9 +409,10 @@ async def release_version(
             {
                 "status": VersionStatus.READY.value,
                 "status_reason": said,
-                "published_at": utc_now(),
+                "published_at": at,
             },
         )
+        model = await update_model_of(database, session, model, at, stored_bytes=stored_bytes)
         await tell_of_model(
             session,
             EventKind.VERSION_RELEASED,
@@ -420,7 +423,6 @@ async def release_version(
             after={"status": VersionStatus.READY.value, "status_reason": said},
             comment=said,
         )
-        await update_model_of(database, session, model, stored_bytes=stored_bytes)
         return released
 
     return await database.transaction(work)
@@ -449,6 +451,7 @@ async def archive_version(
         archived = await change_version(
             database, session, version, {"status": VersionStatus.ARCHIVED.value}
         )
+        model = await update_model_of(database, session, model, moment(model))
         await tell_of_model(
             session,
             EventKind.VERSION_ARCHIVED,
@@ -459,7 +462,6 @@ async def archive_version(
             after={"status": VersionStatus.ARCHIVED.value},
             comment=comment,
         )
-        await update_model_of(database, session, model)
         return archived
 
     return await database.transaction(work)
@@ -494,6 +496,16 @@ async def delete_version(
             files = await files_of(database, session, version_id)
             stored_bytes = await own_bytes(database, session, version, files)
         await change_version(database, session, version, {"status": VersionStatus.DELETED.value})
+        model = await update_model_of(
+            database,
+            session,
+            model,
+            moment(model),
+            versions=-1,
+            files=-version["file_count"],
+            size_bytes=-version["size_bytes"],
+            stored_bytes=-stored_bytes,
+        )
         await tell_of_model(
             session,
             EventKind.VERSION_DELETED,
@@ -503,15 +515,6 @@ async def delete_version(
             before={"number": version["number"], "status": version["status"]},
             after={"status": VersionStatus.DELETED.value},
             comment=comment,
-        )
-        await update_model_of(
-            database,
-            session,
-            model,
-            versions=-1,
-            files=-version["file_count"],
-            size_bytes=-version["size_bytes"],
-            stored_bytes=-stored_bytes,
         )
         return version_id
 

@@ -14,7 +14,7 @@ class Cost:
     weight: int = strawberry.field(default=1, description="Cost of the field, or of one row of it.")
     multipliers: list[str] | None = strawberry.field(
         default=strawberry.UNSET,
-        description="Arguments that tell by their value, or by the length of their list, how many rows there are.",
+        description="Arguments that tell by their value, or by the length of their list, how many rows there are; `input.limit` is a field of one that is an input.",
     )
 
 

@@ -12,11 +12,13 @@ import strawberry
 from modelharbor.db.actors import Role
 from modelharbor.db.files import FileFormat, FileRole, ScanVerdict
 from modelharbor.db.jobs import JobKind, JobState, Level
+from modelharbor.db.metrics import MEASURED, Comparison, Dimension, Granularity, Metric
 from modelharbor.db.models import ModelState, Visibility
 from modelharbor.db.tokens import Permission
 from modelharbor.db.uploads import UploadProtocol, UploadState
 from modelharbor.db.versions import VersionStatus
 from modelharbor.errors import ErrorCode
+from modelharbor.exports.formats import Compression, ExportFormat
 
 
 def describe(
@@ -162,6 +164,27 @@ describe(
         "FINALIZE_VERSION": "Waits for the files of a published version, and settles what it becomes.",
         "VERIFY_BLOBS": "Reads stored contents again and compares their hashes.",
         "EXPIRE_UPLOADS": "Ends uploads that ran out, and removes what is left of them.",
+        "ROLLUP_ANALYTICS": "Compares models with what their use is counted as, or adds up days of usage again.",
+        "BULK_MUTATION": "Changes many models in the same way.",
+        "EXPORT": "Writes the rows of a query to a file.",
+    },
+)
+describe(
+    ExportFormat,
+    "A kind of file that rows are written to.",
+    {
+        "JSONL": "JSON, an object a line, as GraphQL answers it.",
+        "CSV": "A table with a line of names: objects become columns such as `stats.likes`, lists JSON.",
+        "PARQUET": "Columns with types, for the tools of analysts; where the server has what it takes.",
+    },
+)
+describe(
+    Compression,
+    "How a file is compressed; of PARQUET, the pages within it.",
+    {
+        "NONE": "Not at all.",
+        "GZIP": "What everything can read.",
+        "ZSTD": "Smaller, and much faster.",
     },
 )
 describe(
@@ -210,4 +233,45 @@ describe(
         "CRITICAL": "To be acted upon.",
     },
     name="Severity",
+)
+describe(
+    Metric,
+    "What is counted or measured.",
+    {metric.value: measured.description for metric, measured in MEASURED.items()},
+)
+describe(
+    Dimension,
+    "What metrics can be divided by.",
+    {
+        "MODEL": "The model.",
+        "VERSION": "The version of a model.",
+        "FILE": "The file of a version.",
+        "OWNER": "Who owns the model.",
+        "TASK": "The task of the model as it is now.",
+        "LIBRARY": "The library of the model as it is now.",
+        "LICENSE": "The licence of the model as it is now.",
+        "FORMAT": "The format of the file.",
+        "CLIENT": "The class of the client: browser, modelharbor, modelharbor-ci, huggingface_hub, python, curl, node, go, java, bot, ci, other or unknown.",
+        "OPERATION": "The operation of the API: the hash of its text, a colon and its name; for operators.",
+    },
+)
+describe(
+    Granularity,
+    "How long a bucket of time is, by the calendar of the timezone.",
+    {
+        "MINUTE": "A minute: of one day at most, in the last 7 days.",
+        "HOUR": "An hour: of 31 days at most.",
+        "DAY": "A day: of 3 years at most. Where clocks are changed it has 23 or 25 hours.",
+        "WEEK": "A week from Monday on: of 20 years at most.",
+        "MONTH": "A month: of 20 years at most.",
+    },
+)
+describe(
+    Comparison,
+    "An earlier time to compare with; as many buckets, the first beside the first.",
+    {
+        "PREVIOUS_PERIOD": "As many buckets just before.",
+        "PREVIOUS_WEEK": "The same days of the week before; not by months.",
+        "PREVIOUS_YEAR": "The same dates of the year before; by weeks, 52 weeks before.",
+    },
 )

@@ -13,6 +13,7 @@ from modelharbor.db.keyset import Filter, Order, Sorted, Window
 from modelharbor.errors import ErrorCode
 from modelharbor.execution.declaration import computed, loaded
 from modelharbor.loaders.actors import ActorByIdLoader
+from modelharbor.loaders.exports import ExportLinkLoader
 from modelharbor.loaders.jobs import (
     JobByIdLoader,
     JobsByParentLoader,
@@ -22,12 +23,12 @@ from modelharbor.loaders.jobs import (
 from modelharbor.loaders.nodes import NodeByTypeLoader
 
 from .actors import by_id
-from .directives import Cost
+from .directives import NEVER_KEPT, Cost
 from .errors import UserError
 from .filters import JobFilter, compile_filter
 from .nodes import Actor, Node, parse_global_id
 from .pages import PER_ROW, After, Before, Connection, First, Last, window
-from .scalars import JSON, BigInt
+from .scalars import JSON, URL, BigInt
 
 NEWEST: Final = Order("_id", Sorted.ID)
 
@@ -157,6 +158,12 @@ class Job(Node):
         directives=PER_ROW,
     )
     result: JSON | None = strawberry.field(description="What came of it; by kind.")
+    download_url: URL | None = loaded(
+        ExportLinkLoader,
+        key=("_id", "kind", "created_by_id", "result.fileName"),
+        description="Of an EXPORT that has SUCCEEDED: a link to its file that needs no token, for who asked for it. It is good for an hour, unless the server says otherwise; read it again for a new one. Null of others, and for others.",
+        directives=(Cost(weight=1), NEVER_KEPT),
+    )
     error: UserError | None = computed(job_error, description="Why it failed.")
     created_by: Actor | None = loaded(
         ActorByIdLoader, key="created_by_id", description="Who asked for it; null: the system."

@@ -183,6 +183,7 @@ class ModelMutation:
             info.context.database,
             info.context.person,
             model_id=object_id(input.id, "Model", "id"),
+            is_recorded=info.context.settings.usage_recording,
         )
         return done(ModelPayload, model=row)
 
@@ -195,5 +196,6 @@ class ModelMutation:
             info.context.database,
             info.context.person,
             model_id=object_id(input.id, "Model", "id"),
+            is_recorded=info.context.settings.usage_recording,
         )
         return done(ModelPayload, model=row)

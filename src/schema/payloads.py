@@ -2,7 +2,7 @@
 
 from collections.abc import Awaitable, Callable
 from functools import wraps
-from typing import Annotated, Any, TypeAlias, TypeVar, cast
+from typing import Annotated, Any, Final, TypeAlias, TypeVar, cast
 
 import strawberry
 from bson import ObjectId
@@ -100,6 +100,16 @@ class GrantRolePayload(Payload):
     granted: bool = strawberry.field(description="False when nothing was done.")
 
 
+_NOTHING: Final = {
+    "granted": False,
+    "uploads": [],
+    "matched_count": 0,
+    "forbidden_count": 0,
+    "sample": [],
+}
+"""What payloads say of what was not done, where that is not null."""
+
+
 def refusable(change: Callable[..., Awaitable[P]]) -> Callable[..., Awaitable[P]]:
     """A mutation whose refusal is the payload's `userErrors`.
 
@@ -112,7 +122,7 @@ def refusable(change: Callable[..., Awaitable[P]]) -> Callable[..., Awaitable[P]
             return await change(self, info, input)
         except Refused as refused:
             error = {"code": refused.code.value, "message": refused.message, "path": refused.path}
-            return cast("P", {"granted": False, "uploads": [], "user_errors": [error]})
+            return cast("P", {**_NOTHING, "user_errors": [error]})
         finally:
             info.context.forget()
 

@@ -8,17 +8,21 @@ from bson import ObjectId
 from modelharbor.context import Info
 from modelharbor.db import conditions
 from modelharbor.db.base import Row
-from modelharbor.db.keyset import Filter, Window
+from modelharbor.db.keyset import Filter, Order, Sorted, Window
+from modelharbor.db.metrics import Granularity
 from modelharbor.db.models import ModelState
 from modelharbor.errors import BadUserInput
 from modelharbor.execution.declaration import loaded
 from modelharbor.loaders.actors import ViewerLoader
+from modelharbor.loaders.analytics import AnalyticsLoader
 from modelharbor.loaders.budgets import RateLimitLoader
 from modelharbor.loaders.caches import CacheStatsLoader
+from modelharbor.loaders.comparing import ComparisonLoader
 from modelharbor.loaders.files import FilesByContentsLoader
 from modelharbor.loaders.jobs import JobByIdLoader, JobPageLoader
 from modelharbor.loaders.models import ModelByNameLoader, ModelName, ModelPageLoader
 from modelharbor.loaders.nodes import NodeLoader, NodesLoader, Reference
+from modelharbor.loaders.operations import OperationStatsLoader
 from modelharbor.loaders.quotas import StorageByLoginLoader
 from modelharbor.loaders.search import (
     RELEVANCE,
@@ -34,7 +38,9 @@ from modelharbor.resolvers.health import check_health
 from modelharbor.resolvers.references import parse_reference
 
 from .actors import BY_ID, User
+from .analytics import AnalyticsResult, question_wanted
 from .cache import CacheStats
+from .comparing import VersionComparison, versions_wanted
 from .directives import KEPT, KEPT_OR_OLDER, NEVER_KEPT, Cost
 from .files import ModelFile
 from .filters import ModelFilter, compile_filter, names_state
@@ -43,13 +49,14 @@ from .jobs import Job, job_wanted, jobs_window
 from .limits import RateLimit, dry_run_wanted
 from .models import Model, ModelConnection
 from .nodes import Node, parse_global_id
+from .operations import OperationStats, operations_wanted
 from .orders import ModelOrder, ModelOrderField, model_order
 from .pages import PER_ROW, After, Before, Connection, First, Last, window
 from .quotas import StorageUsage, storage_owner
 from .scalars import SHA256
 from .search import SearchConnection, SearchType
 from .uploads import Upload, upload_wanted, uploads_window
-from .versions import ModelVersion
+from .versions import AsOf, ModelVersion
 
 MAX_NODES = 100
 
@@ -118,6 +125,33 @@ def models_window(
     return window(order, first, after, last, before, query, search)
 
 
+TRENDS = {
+    Granularity.DAY: Order("stats.use_1d", Sorted.WHOLE),
+    Granularity.WEEK: Order("stats.use_7d", Sorted.WHOLE),
+    Granularity.MONTH: Order("stats.use_30d", Sorted.WHOLE),
+}
+
+
+def trending_window(
+    first: First = None,
+    after: After = None,
+    last: Last = None,
+    before: Before = None,
+    task: Annotated[str | None, strawberry.argument(description="Only of this task.")] = None,
+    time: Annotated[
+        Granularity | None,
+        strawberry.argument(
+            name="window", description="DAY: of today; WEEK: of 7 days; MONTH: of 30; all in UTC."
+        ),
+    ] = Granularity.WEEK,
+) -> Window:
+    order = TRENDS.get(time or Granularity.WEEK)
+    if order is None:
+        raise BadUserInput("`window` takes DAY, WEEK or MONTH.")
+    query = Filter(conditions.all_of([ACTIVE_ONLY, conditions.text("task", eq=task)]))
+    return window(order, first, after, last, before, query)
+
+
 def reference_wanted(
     ref: Annotated[
         str,
@@ -125,10 +159,12 @@ def reference_wanted(
             description="`owner/name` (its latest version), `owner/name@alias` or `owner/name:12`."
         ),
     ],
+    as_of: AsOf = None,
 ) -> ReferenceWanted:
     found = parse_reference(ref)
     return ReferenceWanted(
-        ModelName(found.owner.lower(), found.name.lower()), VersionWanted(found.number, found.alias)
+        ModelName(found.owner.lower(), found.name.lower()),
+        VersionWanted(found.number, found.alias, as_of),
     )
 
 
@@ -202,7 +238,13 @@ class Query:
     resolve: ModelVersion | None = loaded(
         VersionByReferenceLoader,
         arguments=reference_wanted,
-        description="The version that a reference means.",
+        description="The version that a reference means; with `asOf` what it meant then.",
+    )
+    compare_versions: VersionComparison | None = loaded(
+        ComparisonLoader,
+        by=versions_wanted,
+        description="What differs between two versions, of one model or of two; null where one of them is not there for you.",
+        directives=(Cost(weight=10),),
     )
     search: SearchConnection = loaded(
         SearchLoader,
@@ -247,6 +289,24 @@ class Query:
         arguments=storage_owner,
         description="What is stored for you, or for an organization that you belong to; for operators, for anyone.",
         directives=(Cost(weight=5),),
+    )
+    analytics: AnalyticsResult = loaded(
+        AnalyticsLoader,
+        arguments=question_wanted,
+        description="How models, or for operators the API, were used: of models all that you may read count, archived ones too.",
+        directives=(Cost(weight=5, multipliers=["input.limit", "input.metrics"]), NEVER_KEPT),
+    )
+    trending: ModelConnection = loaded(
+        ModelPageLoader,
+        arguments=trending_window,
+        description="Models that are used most of late, by downloads and ten times the new likes.",
+        directives=(*PER_ROW, KEPT_OR_OLDER),
+    )
+    operation_stats: Connection[OperationStats] = loaded(
+        OperationStatsLoader,
+        arguments=operations_wanted,
+        description="What operations of the API cost, the 1,000 that come first by the order; for operators.",
+        directives=(Cost(weight=1, multipliers=["first", "last"]), NEVER_KEPT),
     )
     rate_limit: RateLimit = loaded(
         RateLimitLoader,

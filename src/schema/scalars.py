@@ -8,6 +8,8 @@ from typing import Any, Final, NewType
 import strawberry
 from strawberry.types.scalar import ScalarDefinition
 
+from modelharbor.events.cursors import encode
+
 BigInt = NewType("BigInt", int)
 Cursor = NewType("Cursor", str)
 SHA256 = NewType("SHA256", str)
@@ -19,6 +21,11 @@ _MOMENT: Final = re.compile(
     r"(\d{4}-\d\d-\d\d)[Tt](\d\d:\d\d:\d\d)(?:\.(\d{1,9}))?([Zz]|[+-]\d\d:\d\d)\Z", re.ASCII
 )
 _HASH: Final = re.compile(r"[0-9a-fA-F]{64}\Z")
+
+
+def event_cursor(stream: str, position: str, sequence: int) -> Any:
+    """For what a subscription tells."""
+    return encode(stream, position, sequence)
 
 
 def _parse_big_int(value: Any) -> int:

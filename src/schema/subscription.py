@@ -12,7 +12,6 @@ from bson import ObjectId
 from modelharbor.db.base import Row
 from modelharbor.db.keyset import MAX_PAGE
 from modelharbor.errors import BadUserInput, NotFound
-from modelharbor.events.cursors import encode
 from modelharbor.execution.declaration import computed, loaded, streamed
 from modelharbor.loaders.actors import ActorByIdLoader
 from modelharbor.loaders.models import ModelByIdLoader
@@ -23,6 +22,7 @@ from modelharbor.streams.jobs import JobProgress, Jobs
 from modelharbor.streams.models import ModelEvents, ModelsChanged
 from modelharbor.streams.uploads import UploadProgress, VersionUploads
 
+from .analytics_changes import AnalyticsEvent, analytics
 from .directives import Cost
 from .filters import JobFilter, ModelFilter, compile_filter
 from .jobs import Job, job_wanted
@@ -30,7 +30,7 @@ from .models import Model, ModelEdge
 from .nodes import Actor, global_id, parse_global_id
 from .orders import ModelOrder
 from .query import models_window
-from .scalars import Cursor
+from .scalars import Cursor, event_cursor
 from .uploads import Upload, upload_wanted
 from .versions import ModelVersion
 
@@ -52,10 +52,6 @@ Since: TypeAlias = Annotated[
         description="Go on after the event with this `cursor`: what came since is told first. Good for the same field with the same arguments."
     ),
 ]
-
-
-def event_cursor(stream: str, position: str, sequence: int) -> Any:
-    return encode(stream, position, sequence)
 
 
 CURSOR: Final = "Its place in the log; give it to `after` to go on from there."
@@ -335,4 +331,9 @@ class Subscription:
         models_changed,
         description="The beginning of a list of models as it stands, then how it changes, twice a second at most.",
         directives=(Cost(weight=1, multipliers=["first"]),),
+    )
+    analytics: AnalyticsEvent = streamed(
+        analytics,
+        description="How use changes from now on: each metric of each group that has changed, once in `intervalSeconds` at most, or sooner when somebody else begins to follow the same.",
+        directives=(Cost(weight=10),),
     )

@@ -34,8 +34,18 @@ if TYPE_CHECKING:
 LazyModel = Annotated["Model", strawberry.lazy("modelharbor.schema.models")]
 
 
-def alias_id(model_id: ObjectId, name: str) -> strawberry.ID:
-    return strawberry.ID(to_base64("Alias", f"{model_id}/{name}"))
+AsOf = Annotated[
+    datetime | None,
+    strawberry.argument(
+        description="As it was at this time, by the log of events; a time to come is now."
+    ),
+]
+
+
+def alias_id(model_id: ObjectId, name: str, as_of: datetime | None = None) -> strawberry.ID:
+    """An alias of then is another object than that of now: clients keep objects by their ids."""
+    at = "" if as_of is None else f"@{as_of.isoformat(timespec='milliseconds')}"
+    return strawberry.ID(to_base64("Alias", f"{model_id}/{name}{at}"))
 
 
 @strawberry.type(description="A name that points at one version of a model.", directives=(KEPT,))

@@ -6,7 +6,7 @@ What is put here by a hash lies under that; what was uploaded stays where it arr
 import asyncio
 import os
 import stat
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from datetime import timedelta
 from hashlib import sha256
@@ -97,6 +97,41 @@ class BlobStore:
                 )
         if self._folder is not None:
             await asyncio.to_thread(_to_disk, self._folder / key)
+
+    async def put(self, key: str, contents: bytes | AsyncIterator[bytes]) -> None:
+        """Store bytes under a key of their own, whole or not at all; what comes by and by is never in
+        memory all at once. Durable when it answers. InsufficientStorage, Unavailable."""
+        attributes = None if isinstance(self._store, LocalStore) else ATTRIBUTES
+        with answering(key):
+            if isinstance(contents, bytes):
+                await obstore.put_async(
+                    self._store, key, contents, attributes=attributes, use_multipart=False
+                )
+            else:
+                await obstore.put_async(
+                    self._store, key, contents, attributes=attributes, max_concurrency=PARTS_AT_ONCE
+                )
+            if self._folder is not None:
+                await asyncio.to_thread(_to_disk, self._folder / key)
+
+    async def listed(self, folder: str) -> AsyncGenerator[str, None]:
+        """Keys of all objects below a folder, in no order."""
+        with answering(folder):
+            async for batch in obstore.list(self._store, folder):
+                for each in batch:
+                    yield each["path"]
+
+    async def folders(self, folder: str) -> list[str]:
+        """Names of the folders within one."""
+        with answering(folder):
+            found = await obstore.list_with_delimiter_async(self._store, folder)
+        return [each.rpartition("/")[2] for each in found["common_prefixes"]]
+
+    async def remove_folder(self, folder: str) -> None:
+        """An empty one, in stores that have such; others and fuller ones stay."""
+        if self._folder is not None:
+            with suppress(OSError):
+                await asyncio.to_thread((self._folder / folder).rmdir)
 
     async def exists(self, key: str) -> bool:
         """Unavailable when the store does not answer."""

@@ -7,7 +7,7 @@ subscriptions with equal sources share one `Follower`, so each change is looked 
 from abc import ABC, abstractmethod
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
 from modelharbor.auth.viewer import Viewer
 from modelharbor.db.base import Row
@@ -37,6 +37,8 @@ class Source(ABC):
     """Of what it reads itself: who may share a follower."""
     pace: ClassVar[float] = 0.0
     """Seconds that pass at least between two looks at changes, where a look costs much."""
+    kept_days: ClassVar[float | None] = None
+    """How long `after` is good for; None: as long as events are kept."""
 
     @property
     @abstractmethod
@@ -50,7 +52,11 @@ class Source(ABC):
     @property
     @abstractmethod
     def query(self) -> Row | None:
-        """Filter of the events in the log that may belong to it; None: `after` is not taken."""
+        """Filter of the events in the log that may belong to it; None: it is not made of events."""
+
+    @property
+    def takes_after(self) -> bool:
+        return self.query is not None
 
     @abstractmethod
     async def check(self, reads: Reads) -> None:
@@ -82,6 +88,8 @@ class Follower(ABC):
     async def happenings(self, reads: Reads, changes: Sequence[Change]) -> list[Happening]:
         """What changes, in order, come to."""
 
+    due: float | None = None
+    """By the clock of the event loop: when it wants a look although nothing may have changed."""
     ahead: str = ""
     """What `begin` has read may hold changes up to this place of the log, whose events are not told
     then: who comes back with `after` waits until the reader is there, and has them from the log."""
@@ -100,6 +108,33 @@ class Follower(ABC):
         """Whether nothing will follow what stands."""
         standing = self.standing()
         return standing is not None and standing.is_final
+
+
+class Place(NamedTuple):
+    """How far a subscription has come."""
+
+    position: str
+    sequence: int
+
+
+class Summing(Follower):
+    """Adds up what happens: each event tells what came since those before it. So all who share it
+    stand at one place, and who joins is first brought there."""
+
+    place: Place
+    """Up to here all is told, or about to be. Changed by `begin` and `happenings` alone, at their end."""
+
+    @abstractmethod
+    async def newest(self, reads: Reads) -> int:
+        """The sequence where one begins who comes now: what is committed is before it."""
+
+    @abstractmethod
+    def hurry(self) -> None:
+        """Have told at the next look what is added up, be it due or not: somebody waits for it."""
+
+    @abstractmethod
+    async def missed(self, reads: Reads, since: Place, until: Place) -> list[Happening]:
+        """What came between two places, the second one a `place` of this."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,6 +10,7 @@ from typing import Final, NoReturn
 import sentry_sdk
 
 from modelharbor.db.jobs import JobKind
+from modelharbor.observability.garbage import collecting
 from modelharbor.observability.logging import configure_logging, hold_no_lines
 from modelharbor.observability.sentry import init_sentry
 from modelharbor.settings import Settings
@@ -53,7 +54,8 @@ async def _work(
         asyncio.get_running_loop().add_signal_handler(
             number, _stop, stop, settings.drain_seconds + END_SECONDS
         )
-    await run_worker(settings, handlers, concurrency, kinds, stop, schedule=schedule)
+    async with collecting():
+        await run_worker(settings, handlers, concurrency, kinds, stop, schedule=schedule)
 
 
 def _stop(stop: asyncio.Event, seconds: float) -> None:

@@ -12,19 +12,16 @@ from dataclasses import dataclass
 from typing import Final
 
 import pymongo
-from bson import ObjectId
 from pymongo.errors import PyMongoError
 
-from modelharbor.auth.viewer import Viewer
+from modelharbor.auth.requesters import requester_of
 from modelharbor.cache.client import connect_cache
 from modelharbor.cache.freshness import announce
-from modelharbor.db.actors import Role
 from modelharbor.db.base import Row
 from modelharbor.db.connection import Database, connect
 from modelharbor.db.ending import ended
 from modelharbor.db.jobs import JobKind, JobState
 from modelharbor.db.migrations import pending
-from modelharbor.db.tokens import Permission
 from modelharbor.errors import HarborError, Unavailable
 from modelharbor.events.recorder import recording
 from modelharbor.inspection.fence import open_fence
@@ -50,6 +47,7 @@ from .interruptions import JobCancelled, LeaseLost
 from .outcomes import CANCELLED, HANDED_BACK, Outcome, after, settle, settle_in_time, succeeded
 from .processes import open_processes
 from .reports import Reports
+from .rolling_up import rolling_up
 from .schedule import SCHEDULE, Clock, Periodic
 from .tools import HandlerSpec, Shared, Tools
 
@@ -89,6 +87,8 @@ async def run_worker(
         waking = await stack.enter_async_context(listening(cache))
         await stack.enter_async_context(recording(database, settings))
         chosen = {kind: spec for kind, spec in handlers.items() if not kinds or kind in kinds}
+        if JobKind.ROLLUP_ANALYTICS in chosen:
+            await stack.enter_async_context(rolling_up(database, cache, settings))
         worker = Worker(shared, chosen, concurrency, waking, Clock(schedule, handlers))
         await worker.run(stop)
 
@@ -330,7 +330,7 @@ class Worker:
 
     async def _handle(self, held: Held) -> Row | None:
         job = held.job
-        viewer = await viewer_of(self._database, job)
+        viewer = await requester_of(self._database, job)
         tools = Tools(self._shared, job, viewer, held.reports)
         count = WriteCount()
         counted.set(count)  # a handler is a task of its own, and so is its context
@@ -432,33 +432,3 @@ async def _beside(work: Coroutine[None, None, None]) -> AsyncIterator[None]:
         yield
     finally:
         await ended(task)
-
-
-async def viewer_of(database: Database, job: Row) -> Viewer | None:
-    """Who asked for the job, as they are now; None: nobody did, or they are gone."""
-    user_id: ObjectId | None = job["created_by_id"]
-    if user_id is None:
-        return None
-    rows = await database.aggregate(
-        "actors",
-        [
-            {"$match": {"_id": user_id}},
-            {
-                "$lookup": {
-                    "from": "memberships",
-                    "localField": "_id",
-                    "foreignField": "user_id",
-                    "as": "memberships",
-                }
-            },
-        ],
-    )
-    if not rows:
-        return None
-    user = rows[0]
-    memberships = user.pop("memberships")
-    return Viewer(
-        user=user,
-        roles={each["organization_id"]: Role(each["role"]) for each in memberships},
-        scopes=frozenset(map(Permission, job["scopes"])),
-    )

@@ -37,6 +37,7 @@ class Periodic:
 
 SCHEDULE: Final[tuple[Periodic, ...]] = (
     Periodic(JobKind.GARBAGE_COLLECT, timedelta(days=1), timedelta(hours=3)),
+    Periodic(JobKind.ROLLUP_ANALYTICS, timedelta(days=1), timedelta(minutes=20)),
     # All that ever arrived is listed only by night, between two of the others.
     Periodic(JobKind.EXPIRE_UPLOADS, timedelta(minutes=10), input={"sweep": False}),
     Periodic(JobKind.EXPIRE_UPLOADS, timedelta(days=1), timedelta(hours=4, minutes=5)),

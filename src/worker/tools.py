@@ -13,6 +13,7 @@ from typing import Any, Final, TypeAlias, TypeVar
 from bson import ObjectId
 from pymongo.asynchronous.client_session import AsyncClientSession
 
+from modelharbor.auth.requesters import requester_of
 from modelharbor.auth.viewer import Viewer
 from modelharbor.cache.client import Cache
 from modelharbor.db.base import Row
@@ -76,8 +77,15 @@ class Tools:
         """Who asked for the job: with the memberships that they have now and the scopes of the token
         that they had then. Refused when they are gone, or nobody asked."""
         if self._viewer is None:
-            raise Refused(ErrorCode.FORBIDDEN, "Who asked for this is not here any more.")
+            raise _gone()
         return self._viewer
+
+    async def viewer_now(self) -> Viewer:
+        """The same, with what they may at this moment: for work that takes long."""
+        found = await requester_of(self.database, self.job)
+        if found is None:
+            raise _gone()
+        return found
 
     def report(
         self,
@@ -252,6 +260,10 @@ class Tools:
         if done.matched_count == 0:
             self._reports.lose()
             raise LeaseLost
+
+
+def _gone() -> Refused:
+    return Refused(ErrorCode.FORBIDDEN, "Who asked for this is not here any more.")
 
 
 Handler: TypeAlias = Callable[[Row, Tools], Awaitable[Row | None]]

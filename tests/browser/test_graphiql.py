@@ -58,6 +58,7 @@ async def test_it_works_with_the_network_cut_off(page: Page, site: Site, tmp_pat
         "OneModel",
         "Search",
         "Facets",
+        "Analytics",
         "CreateModel",
         "CreateUploads",
         "Viewer",
@@ -149,7 +150,7 @@ async def test_the_example_mutation_makes_a_model(
 ) -> None:
     await page.open(f"{site.url}/graphiql#token={site.token}")
     await ready(page)
-    await page.click(".graphiql-tab:nth-of-type(5) .graphiql-tab-button")
+    await page.click(".graphiql-tab:nth-of-type(6) .graphiql-tab-button")
     await page.wait_for(f"{text_of('operation')}.includes('mutation CreateModel')")
     # GraphiQL reads the name of the operation a moment after its text, and sends the old one until
     # then: nothing in the page tells when.
@@ -188,7 +189,7 @@ async def test_a_subscription_shows_its_events_as_they_come(
     job = await served.put()
     await page.open(f"{site.url}/graphiql#token={site.token}")
     await ready(page)
-    await page.click(".graphiql-tab:nth-of-type(8) .graphiql-tab-button")
+    await page.click(".graphiql-tab:nth-of-type(9) .graphiql-tab-button")
     await page.wait_for(f"{text_of('operation')}.includes('subscription WatchJobs')")
     await write(page, "operation", WATCH)
     await write(page, "variables", json.dumps({"id": id_of(job)}))

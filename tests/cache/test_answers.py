@@ -14,6 +14,7 @@ from urllib.parse import urlsplit
 
 import pytest
 import zstandard
+from bson import ObjectId
 
 from modelharbor.cache import answers as module
 from modelharbor.cache import shared as sharing
@@ -607,6 +608,7 @@ async def test_what_one_process_made_the_other_finds(two: tuple[Process, Process
         access=Access.RIGHTS,
         stale=3.0,
         cost=7,
+        viewed=(ObjectId(), ObjectId()),
     )
     first = await ask(one.answers, make)
     name = await kept_in_redis(one)
@@ -738,8 +740,8 @@ def sealed(name: str, content: bytes, secret: bytes = SECRET) -> bytes:
 def forged(name: str, **change: int) -> bytes:
     """As somebody would write it who knew the secret, with a length that is not so."""
     body = zstandard.ZstdCompressor().compress(bytes(10_000_000))
-    length = change.get("length", 10)
-    head = _HEAD.pack(VERSION, True, 0, False, 1, 1e12, 1e12, 0.0, 0, length, 2)
+    length, viewed = change.get("length", 10), change.get("viewed", 0)
+    head = _HEAD.pack(VERSION, True, 0, False, 1, 1e12, 1e12, 0.0, 0, length, 2, viewed)
     return sealed(name, head + b"[]" + body)
 
 
@@ -758,9 +760,10 @@ POISON: dict[str, Callable[[str, bytes], bytes]] = {
     ),
     "another installation": lambda name, value: sealed(name, value[_SEAL_BYTES:], b"other"),
     "another name": lambda name, value: sealed(f"{name}x", value[_SEAL_BYTES:]),
-    "another version": lambda name, value: sealed(name, b"mh0\0" + value[_SEAL_BYTES + 4 :]),
+    "another version": lambda name, value: sealed(name, b"mh1\0" + value[_SEAL_BYTES + 4 :]),
     "a bomb": lambda name, value: forged(name),
     "a bomb that says so": lambda name, value: forged(name, length=10_000_000),
+    "more models than there are": lambda name, value: forged(name, viewed=65_535),
     "too large": lambda name, value: bytes(sharing.MOST_BYTES + 1),
 }
 

@@ -73,6 +73,7 @@ async def test_demo_data_are_made_once(run: Run, database: Database) -> None:
         "monsters": False,
         "monster_versions": 200_000,
         "monster_files": 100_000,
+        "usage": True,
     }
     again = await run("seed", "--models", "4", "--seed", "7", "--files-per-version", "2")
     assert again == Done(0, "The demo data of 4 models are there already.\n", "")

@@ -223,6 +223,22 @@ async def test_verifying_is_started(all_contents: bool, run: Run, database: Data
     assert (row["created_by_id"], row["principals"]) == (None, ["operator"])
 
 
+async def test_a_backfill_is_started(run: Run, database: Database) -> None:
+    done = await run("analytics", "backfill", "--from", "2026-11-01", "--to", "2026-11-03")
+    row = await stored(database, ObjectId(done.out.strip()))
+    assert row["kind"] == "ROLLUP_ANALYTICS"
+    assert [f"{row['input'][name]:%Y-%m-%d %H:%M}" for name in ("from", "to")] == [
+        "2026-11-01 00:00",
+        "2026-11-03 00:00",
+    ]
+    done = await run("analytics", "backfill")
+    row = await stored(database, ObjectId(done.out.strip()))
+    assert row["input"] == {"from": None, "to": None}
+    for wrong in (["--from", "2026-11-03", "--to", "2026-11-01"], ["--from", "yesterday"]):
+        assert (await run("analytics", "backfill", *wrong)).code == 2
+    assert await database.count("jobs", {}) == 2
+
+
 async def changes(database: Database, job_id: ObjectId, *states: tuple[str, int]) -> None:
     """As a worker would change it, each while somebody looks."""
     for state, current in states:

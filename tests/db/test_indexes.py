@@ -38,6 +38,7 @@ ELSEWHERE = {
     ("jobs", "turns"): "where in the queue a new one of an owner goes: tests/jobs",
     ("jobs", "idempotency"): "unique: one job for one key",
     ("jobs", "finished"): "for those that are kept no longer",
+    ("bulk_batches", "job"): "what a bulk change has still to do: tests/worker",
     ("blobs", "unused"): "what the garbage collection takes: tests/worker",
     ("models", "deleted"): "what the garbage collection takes: tests/worker",
     ("likes", "model"): "for a model whose rows are removed",
@@ -46,8 +47,16 @@ ELSEWHERE = {
     ("idempotency", "key"): "unique: one answer for one key",
     ("idempotency", "expires"): "TTL",
     ("versions", "digest"): "whether a folder was imported before",
-    ("downloads", "day"): "unique: one count for a model and day",
-    ("downloads", "leaving"): "for the days that leave the window of 30",
+    ("usage_dirty", "minute"): "unique: one count for a minute and process; tests/worker",
+    ("rollup_homes", "moving"): "whose past is to be counted as something else: tests/worker",
+    ("rollup_minutes", "model"): "what quarters are made of: tests/worker",
+    ("rollup_minutes", "audience"): "what is asked of them: tests/schema",
+    ("rollup_quarters", "model"): "what days are made of: tests/worker",
+    ("rollup_quarters", "audience"): "what is asked of them: tests/schema",
+    ("rollup_days", "model"): "what stats of models are made of: tests/worker",
+    ("rollup_days", "audience"): "what is asked of them: tests/schema",
+    ("rollup_deltas", "run"): "what subscriptions tell: tests/streams",
+    ("rollup_deltas", "old"): "TTL",
     ("files", "path_key"): "what a new path must not clash with: tests/resolvers",
     ("blobs", "key"): "whose contents an object is: tests/worker",
     ("uploads", "parts"): "what one sends beside others: tests/resolvers",
@@ -87,6 +96,14 @@ OPERATIONS = {
         f"filter {name}": f'{{ models(first: 2, filter: {{{name}: {{eq: "x"}}}}) {{ totalCount nodes {{ name }} }} }}'
         for name in ("task", "library", "license")
     },
+    **{
+        f"trending {name}": f"{{ trending(first: 2, window: {name}) {{ nodes {{ name }} }} }}"
+        for name in ("DAY", "WEEK", "MONTH")
+    },
+    **{
+        f"trending {name} of a task": f'{{ trending(first: 2, window: {name}, task: "x") {{ totalCount nodes {{ name }} }} }}'
+        for name in ("DAY", "WEEK", "MONTH")
+    },
     "filter owner": '{ models(first: 2, filter: {owner: {eq: "acme"}}) { totalCount nodes { name } } }',
     "filter tags": '{ models(first: 2, filter: {tags: {hasAny: ["rare"]}}) { nodes { name } } }',
     "filter contents": '{ models(filter: {fileSha256: "' + HASH + '"}) { nodes { name } } }',
@@ -96,6 +113,9 @@ OPERATIONS = {
     "by name": '{ model(owner: "acme", name: "m1") { card { html } viewerHasLiked } }',
     "by alias": '{ resolve(ref: "acme/m1@production") { number } }',
     "by number": '{ resolve(ref: "acme/m1:1") { number } }',
+    "aliases of then": '{ models(first: 3, orderBy: {field: NAME, direction: ASC}) { nodes { aliases(asOf: "2026-01-01T00:00:00Z") { name version { number } } } } }',
+    "latest of then": '{ resolve(ref: "acme/m1", asOf: "2026-01-01T00:00:00Z") { number } }',
+    "number of then": '{ resolve(ref: "acme/m1:1", asOf: "2026-01-01T00:00:00Z") { number } }',
     "suggest": '{ suggest(prefix: "m") }',
     "versions": '{ models(first: 3, orderBy: {field: NAME, direction: ASC}) { nodes { versions(first: 2) { nodes { number file(path: "a") { path } } } } } }',
     "versions by time": "{ models(first: 3, orderBy: {field: NAME, direction: ASC}) { nodes { versions(first: 2, orderBy: {field: CREATED_AT}) { nodes { number } } } } }",

@@ -11,8 +11,13 @@ from modelharbor.db import migrations
 from modelharbor.db.base import Row, utc_now
 from modelharbor.db.connection import Database
 from modelharbor.db.files import path_key
-from modelharbor.db.migrations import migrate, order_events, pending, take_uploads
+from modelharbor.db.migrations import migrate, order_events, pending, take_uploads, take_usage
+from modelharbor.db.models import Visibility
+from modelharbor.db.rollups import Cuboid, Grain, cuboid_of
+from modelharbor.db.usage import UsageKind, day_of
+from modelharbor.settings import Settings
 from tests.documents import insert_actor, insert_model
+from tests.usage import insert_usage, roll_up, usage
 
 pytestmark = pytest.mark.anyio
 
@@ -142,3 +147,68 @@ async def test_files_of_before_get_their_paths_without_case(
     assert {row["path"]: row["path_key"] for row in rows} == {
         path: path_key(path) for path in paths
     }
+
+
+async def test_downloads_of_before_become_rows_that_add_up_to_the_same(
+    database: Database, settings: Settings
+) -> None:
+    """Those of days, of today, and of before any day was counted; in the numbers of models too."""
+    ada = await insert_actor("ada")
+    now = utc_now()
+    counted = {0: 2, 1: 3, 29: 5, 30: 7, 400: 11}
+    shown = await insert_model(
+        ada, "shown", stats={"downloads_30d": 10, "downloads_all": 128}, task="ocr"
+    )
+    hidden = await insert_model(
+        ada, "hidden", visibility=Visibility.PRIVATE, stats={"downloads_all": 1}
+    )
+    unused = await insert_model(ada, "unused", stats={"downloads_all": 9})
+    await database.data["models"].update_many({}, {"$unset": {"stats.use_7d": ""}})
+    rows = [
+        {"model_id": shown.id, "day": day_of(now) - timedelta(days=back), "downloads": downloads}
+        for back, downloads in counted.items()
+    ]
+    rows.append({"model_id": hidden.id, "day": day_of(now) - timedelta(days=2), "downloads": 1})
+    await database.data["downloads"].insert_many(rows)
+    before = {row["_id"]: row["stats"] for row in await database.find("models", {})}
+    await take_usage(database)
+    assert "downloads" not in await database.data.list_collection_names()
+    # Once more, as after a process that died at the end.
+    await database.data["downloads"].insert_many(rows)
+    await take_usage(database)
+    await roll_up(database, settings)
+    for row in await database.find("models", {}):
+        old, new = before[row["_id"]], row["stats"]
+        for name in ("downloads_30d", "downloads_all", "likes"):
+            assert new[name] == old[name] or row["_id"] == hidden.id, name
+    by_name = {row["name"]: row["stats"] for row in await database.find("models", {})}
+    names = ("downloads_all", "downloads_30d", "use_1d", "use_7d")
+    assert [by_name["shown"][name] for name in names] == [128, 10, 2, 5]
+    assert [by_name["hidden"][name] for name in names] == [1, 1, 0, 1]
+    assert [by_name["unused"][name] for name in names] == [9, 0, 0, 0]
+    for cuboid, group in (
+        ("model", {"model": shown.id}),
+        ("model.client", {"model": shown.id}),
+        ("model.all", {"model": shown.id}),
+        ("audience", {"audience": "public"}),
+        ("audience.task", {"audience": "public", "value": "ocr"}),
+        ("audience.client", {"audience": "public", "value": ""}),
+    ):
+        days = await database.find("rollup_days", {"cuboid": cuboid, **group}, sort={"at": -1})
+        assert [row["downloads"] for row in days] == list(counted.values()), cuboid
+        quarters = await database.find(
+            "rollup_quarters", {"cuboid": cuboid_of(Cuboid(cuboid), Grain.QUARTER).value, **group}
+        )
+        assert sum(row["downloads"] for row in quarters) == sum(counted.values()), cuboid
+    homes = {row["_id"]: row for row in await database.find("rollup_homes", {})}
+    assert [homes[each.id]["downloads_before"] for each in (shown, hidden, unused)] == [100, 0, 9]
+    # What follows is added to that.
+    await insert_usage(database, [usage(UsageKind.DOWNLOAD, now, model=shown.id, who=1)])
+    await roll_up(database, settings)
+    [row] = await database.find("models", {"_id": shown.id})
+    assert [row["stats"][name] for name in names] == [129, 11, 3, 6]
+
+
+async def test_a_database_without_models_has_nothing_to_take(database: Database) -> None:
+    await take_usage(database)
+    assert await database.find("rollup_state", {}) == []

@@ -4,6 +4,7 @@ import json
 import struct
 from collections import Counter
 from collections.abc import AsyncIterator
+from datetime import UTC, datetime
 from hashlib import sha256
 from random import Random
 from typing import Any
@@ -48,6 +49,7 @@ from modelharbor.storage.blobs import BlobStore, blob_key, digest_key, open_stor
 
 pytestmark = pytest.mark.anyio
 REAL_MODEL = minilm_folder()
+NOW = datetime(2026, 12, 1, 10, 7, tzinfo=UTC)
 
 
 @pytest.fixture(autouse=True)
@@ -88,15 +90,15 @@ async def test_the_same_arguments_give_the_same_rows(
     )
     other = Database(database.client, data, database.query_timeout_ms)
     try:
-        first = await seed(database, storage, models=60)
-        second = await seed(other, storage, models=60)
+        first = await seed(database, storage, models=60, now=NOW)
+        second = await seed(other, storage, models=60, now=NOW)
         third = await content(database)
         assert third == await content(other)
         assert first.rows == second.rows
         assert first.rows == {name: len(rows) for name, rows in third.items() if rows}
         assert await pending(other) == []  # it was not migrated before
         await clear(other, storage)
-        await seed(other, storage, models=60, seed=2)
+        await seed(other, storage, models=60, seed=2, now=NOW)
         assert {row["_id"] for row in third["models"]}.isdisjoint(
             {row["_id"] for row in (await content(other))["models"]}
         )
@@ -105,7 +107,7 @@ async def test_the_same_arguments_give_the_same_rows(
 
 
 async def test_rows_are_what_documents_store(database: Database, storage: BlobStore) -> None:
-    await seed(database, storage, models=60)
+    await seed(database, storage, models=60, usage=False)
     checked = set()
     for document in DOCUMENTS:
         name = document.get_collection_name()
@@ -470,7 +472,7 @@ async def test_an_interrupted_load_leaves_what_migrate_mends(
     """Its indexes are gone, `migrate` knows, and the next seeding does not take it for whole."""
     monkeypatch.setattr(demo, "REBUILD_ROWS", 1)
 
-    async def fail(load: object) -> None:
+    async def fail(load: object, rows: object) -> None:
         raise ConnectionError("gone")
 
     with monkeypatch.context() as broken:
@@ -512,7 +514,7 @@ async def test_monsters(database: Database, storage: BlobStore) -> None:
         monster_versions=3000,
         monster_files=1200,
     )
-    assert result.marker == SeedMarker(140, 1, 1, True, 3000, 1200, complete=True)
+    assert result.marker == SeedMarker(140, 1, 1, True, 3000, 1200, complete=True, usage=True)
     every = await database.data["models"].find().to_list()
     models = {row["name"]: row for row in every}
     assert models["many-versions"]["stats"]["versions"] == 3000

@@ -332,6 +332,10 @@ class Author:
     def literal(self, argument: str) -> str:
         if argument == "ids":
             return self.chance.choice(['["a","b","c"]', "$ids", '"a"'])
+        if argument == "input":
+            limit = self.chance.choice(["", ", limit: 3"])
+            dates = 'from: "2026-01-01T00:00:00Z", to: "2026-01-02T00:00:00Z"'
+            return f"{{metrics: [DOWNLOADS], range: {{{dates}}}{limit}}}"
         if argument == "fields":
             return self.chance.choice(["[TASK,TAG]", "TASK"])
         return f'"{"a" * 64}"'  # references, words, paths and hashes
@@ -368,8 +372,11 @@ def written() -> Iterator[Any]:
 
 GIVEN = {
     "after": None,
+    "day": "2026-01-01T00:00:00Z",
+    "base": "x",
     "expected": 1,
     "filter": {"task": {"eq": "a"}},
+    "head": "x",
     "id": "x",
     "name": "b",
     "owner": "a",
@@ -393,7 +400,9 @@ def test_full_answers_to_our_own_operations_cost_what_was_requested(text: str) -
     fullest = max(
         both(text, given, Inventor(random.Random(seed), full=True))[1] for seed in range(12)
     )
-    rowless = 0 if re.search("nodes|edges|node\\(|resolve|mutation|model\\(", text) else 20
+    rowless = (
+        0 if re.search("nodes|edges|node\\(|resolve|mutation|model\\(|analytics", text) else 20
+    )
     assert fullest == requested - rowless
 
 

@@ -646,6 +646,12 @@ async def test_a_shown_operation_has_a_plan(
         "bench/operations/model.graphql": {"owner": "acme", "name": "blue-whale"},
         "bench/operations/search.graphql": {"words": "whale"},
         "docs/api.md 1": {"id": made.ids["full"]},
+        "docs/api.md 2": {"day": "2026-01-01T00:00:00Z"},
+        "docs/api.md 5": {"base": made.ids["version"], "head": made.ids["version"]},
+        "web/src/examples/analytics.graphql": {
+            "from": "2026-01-01T00:00:00Z",
+            "to": "2026-03-01T00:00:00Z",
+        },
     }
     variables = given.get(name, {})
     answer = await ask(OPERATIONS[name], made.viewer, **variables)

@@ -166,7 +166,7 @@ def test_what_clients_ask_for(text: str, expected: Policy) -> None:
 
 
 KEPT: Final = {
-    "Query": {"model", "models", "search", "resolve"},
+    "Query": {"model", "models", "search", "resolve", "compareVersions", "trending"},
     "Model": {"owner", "card", "latestVersion", "version", "versions", "aliases", "stats"},
     "ModelConnection": {"edges", "nodes", "pageInfo", "totalCount", "estimatedCount", "facets"},
     "ModelEdge": {"node", "highlights"},
@@ -177,6 +177,19 @@ KEPT: Final = {
     "ModelFileConnection": {"edges", "nodes", "pageInfo", "totalCount"},
     "ModelFileEdge": {"node"},
     "Alias": {"model", "version", "setBy"},
+    "VersionComparison": {
+        "base",
+        "head",
+        "files",
+        "properties",
+        "tensors",
+        "bytesAdded",
+        "bytesShared",
+    },
+    "FileChange": {"base", "head", "sharedBytes"},
+    "FileChangeConnection": {"edges", "nodes", "pageInfo", "totalCount"},
+    "FileChangeEdge": {"node"},
+    "TensorComparison": {"base", "head"},
     "SearchConnection": {"edges", "nodes", "pageInfo", "totalCount"},
     "SearchEdge": {"node", "highlights"},
     "Facet": {"buckets"},
@@ -196,10 +209,10 @@ PRIVATE: Final = {
     "MembershipConnection.nodes",
     "MembershipEdge.node",
 }
-MAY_BE_OLD: Final = {"Query.models", "ModelConnection.estimatedCount", "ModelConnection.facets", "Facet.buckets"}  # fmt: skip
+MAY_BE_OLD: Final = {"Query.models", "Query.trending", "ModelConnection.estimatedCount", "ModelConnection.facets", "Facet.buckets"}  # fmt: skip
 NEVER_KEPT: Final = {
-    "Query": {"node", "nodes", "viewer", "suggest", "blob", "job", "jobs", "upload", "uploads", "storage", "health", "rateLimit", "cacheStats"},
-    "Model": {"viewerCan", "viewerHasLiked"},
+    "Query": {"node", "nodes", "viewer", "suggest", "blob", "job", "jobs", "upload", "uploads", "storage", "health", "rateLimit", "cacheStats", "analytics", "operationStats"},
+    "Model": {"viewerCan", "viewerHasLiked", "analytics"},
     "ModelVersion": {"jobs", "uploads"},
     "ModelFile": {"downloadUrl", "sharedWith"},
     "User": {"tokens"},
@@ -209,6 +222,7 @@ NEVER_KEPT: Final = {
 UNREACHED: Final = {
     "Job", "JobConnection", "JobEdge", "JobLog", "JobLogConnection", "JobLogEdge", "JobProgress", "JobStep", "Upload", "UploadConnection", "UploadEdge",
     "ApiToken", "ApiTokenConnection", "ApiTokenEdge", "StorageUsage", "SystemHealth", "DependencyHealth", "UserError",
+    "AnalyticsResult", "AnalyticsSeries", "AnalyticsPoint", "GroupValue", "MetricTotal", "OperationStats", "OperationStatsConnection", "OperationStatsEdge",
 }  # fmt: skip
 """Types that only what is never kept answers."""
 

@@ -20,7 +20,7 @@ from .spots import draw_spot
 PER_DOCUMENT: Final = 4  # cases: it costs more to make and validate a document than to run it
 BROKEN: Final = 0.08  # share of cases whose variables do not fit
 FAILING: Final = 0.15  # share of cases with reads that fail
-DAMAGED: Final = 0.2  # share of cases on the damaged data
+DAMAGED: Final = 0.26  # share of cases on the damaged data
 SPOTTED: Final = 0.4  # share of the other cases with damage in one place
 TOGETHER: Final = 0.1  # share of documents whose cases run at the same time, with shared reads
 LIVE: Final = 0.1  # share of cases that read everything from the database

@@ -29,8 +29,8 @@ from graphql import (
 from .values import HINTS, Values, hint_of, literal, order_tag, plain, weighted
 
 ROOTS: Final = (
-    ("models", 4.0), ("model", 3.5), ("node", 3.0), ("nodes", 2.5), ("search", 2.0), ("viewer", 2.0), ("resolve", 2.0),
-    ("jobs", 2.0), ("job", 1.5), ("uploads", 1.0), ("upload", 0.6), ("storage", 0.3), ("blob", 1.5), ("suggest", 0.8), ("__typename", 0.3), ("health", 0.05), ("__type", 0.03),
+    ("models", 4.0), ("model", 3.5), ("node", 3.0), ("nodes", 2.5), ("search", 2.0), ("viewer", 2.0), ("resolve", 2.0), ("compareVersions", 1.3), ("trending", 0.5), ("analytics", 0.4),
+    ("jobs", 2.3), ("job", 1.8), ("uploads", 1.0), ("upload", 0.6), ("storage", 0.3), ("blob", 1.5), ("suggest", 0.8), ("__typename", 0.3), ("health", 0.05), ("__type", 0.03),
 )  # fmt: skip
 PAGES: Final = {  # what a list is made of, for its cursors; the order where no argument gives it
     ("Query", "models"): ("models", "ModelOrder"),
@@ -38,6 +38,7 @@ PAGES: Final = {  # what a list is made of, for its cursors; the order where no 
     ("Query", "blob"): ("files", "+_id"),
     ("Model", "versions"): ("versions", "ModelVersionOrder"),
     ("ModelVersion", "files"): ("files", "+path"),
+    ("VersionComparison", "files"): ("files", "+path"),
     ("User", "organizations"): ("actors", "+_id"),
     ("User", "tokens"): ("tokens", "+_id"),
     ("Organization", "members"): ("memberships", "+_id"),
@@ -428,8 +429,8 @@ class Writer:
         elif (parent.name, name) == ("Model", "version"):
             wanted = weighted(
                 self.random,
-                ((("number",), 4), (("alias",), 4), ((), 0.3), (("number", "alias"), 0.3)),
-            )
+                ((("number",), 4), (("alias",), 4), (("alias", "asOf"), 2), (("asOf",), 1), (("number", "asOf"), 1), ((), 0.3), (("number", "alias"), 0.3)),
+            )  # fmt: skip
             given |= {each: self.drawn(parent.name, name, each, what.args[each]) for each in wanted}
         for each, argument in what.args.items():
             if each in given or (given and not self.required(argument) and self.chance(0.7)):

@@ -275,6 +275,8 @@ HINTS: Final = {
     ("Query", "node", "id"): "id:",
     ("Query", "model", "id"): "id:Model",
     ("Query", "job", "id"): "id:Job",
+    ("Query", "compareVersions", "base"): "id:ModelVersion",
+    ("Query", "compareVersions", "head"): "id:ModelVersion",
     ("Query", "upload", "id"): "id:Upload",
     ("Query", "storage", "owner"): "login",
     ("Query", "model", "owner"): "login",

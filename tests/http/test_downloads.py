@@ -5,27 +5,29 @@ import random
 import re
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import UTC, timedelta
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
 import pytest
+from bson import ObjectId
 from httpx import AsyncClient, Response
 from starlette.applications import Starlette
 
 from modelharbor.auth.links import DownloadLinks, secret_key
 from modelharbor.auth.tokens import make_secret, secret_hash, token_text
 from modelharbor.db.actors import ActorDocument, Role
-from modelharbor.db.base import utc_now
+from modelharbor.db.base import Row, utc_now
 from modelharbor.db.connection import Database
 from modelharbor.db.files import BlobDocument, FileDocument, ScanVerdict
 from modelharbor.db.models import Grant, ModelDocument, ModelState, Visibility
 from modelharbor.db.tokens import Permission, TokenDocument
+from modelharbor.db.usage import collection_of
 from modelharbor.db.versions import VersionDocument, VersionStatus
 from modelharbor.http.downloads import byte_range, disposition, download_routes
-from modelharbor.resolvers.downloads import DownloadCounter
+from modelharbor.resolvers.recording import Usage
 from modelharbor.settings import Settings
 from modelharbor.storage.blobs import open_storage
 from tests.documents import insert_actor, insert_model, insert_version
@@ -75,19 +77,26 @@ class Shelf:
     async def set(self, **values: Any) -> None:
         await self.database.data["models"].update_one({"_id": self.model.id}, {"$set": values})
 
-    async def counted(self, least: int) -> int:
-        """Downloads counted, once there are so many: those before were written too."""
+    async def recorded(self, least: int) -> list[Row]:
+        """Events of downloads in the order that they ended in, once there are so many: those before are
+        written too."""
         async with asyncio.timeout(30):
             while True:
-                model = await self.database.data["models"].find_one({"_id": self.model.id})
-                assert model is not None
-                if model["stats"]["downloads_all"] >= least:
-                    return int(model["stats"]["downloads_all"])
+                rows = await self.database.find(
+                    collection_of(utc_now()), {"kind": "download"}, sort={"at": 1, "_id": 1}
+                )
+                if len(rows) >= least:
+                    return rows
                 await asyncio.sleep(0.05)
 
 
 @pytest.fixture
-async def shelf(server: Server, settings: Settings, database: Database, tmp_path: Path) -> Shelf:
+def settings(settings: Settings) -> Settings:
+    return settings.model_copy(update={"usage_recording": True})
+
+
+@pytest.fixture
+async def shelf(database: Database, settings: Settings, server: Server, tmp_path: Path) -> Shelf:
     ada = await insert_actor("ada")
     model = await insert_model(ada, "tiny")
     version = await insert_version(database, model, {})
@@ -472,10 +481,16 @@ def expected_status(status: VersionStatus, verdict: ScanVerdict, who: str) -> in
 
 
 @pytest.fixture
-def counted(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
-    """Models, each time that a download is counted."""
-    found: list[Any] = []
-    monkeypatch.setattr(DownloadCounter, "count", lambda self, model_id: found.append(model_id))
+def counted(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, bool]]:
+    """Of each download that is recorded: its bytes, and whether its last one was among them."""
+    found: list[tuple[int, bool]] = []
+
+    def download(
+        self: Usage, file: Row, client: str, who: int, sent: int, *, is_last: bool
+    ) -> None:
+        found.append((sent, is_last))
+
+    monkeypatch.setattr(Usage, "download", download)
     return found
 
 
@@ -510,7 +525,7 @@ async def be(shelf: Shelf, status: VersionStatus, verdict: ScanVerdict) -> None:
 
 @pytest.mark.parametrize("status", S)
 async def test_who_has_a_file_of_a_version_in_each_status(
-    shelf: Shelf, counted: list[Any], status: VersionStatus
+    shelf: Shelf, counted: list[tuple[int, bool]], status: VersionStatus
 ) -> None:
     given = await presented(shelf)
     for verdict in V:
@@ -526,7 +541,8 @@ async def test_who_has_a_file_of_a_version_in_each_status(
                 answered = response.status_code
                 assert answered == (success if allowed == 200 else allowed), (*about, method, more)
                 is_whole = (method, answered) == ("GET", 200)
-                assert counted == ([shelf.model.id] if is_whole else []), (*about, method, more)
+                sent = {200: [(100_000, True)], 206: [(2, False)]}.get(answered, [])
+                assert counted == (sent if method == "GET" else []), (*about, method, more)
                 if is_whole:
                     assert response.content == CONTENTS
                 if allowed == 200:
@@ -574,7 +590,7 @@ async def test_no_shared_cache_keeps_what_only_some_may_have(shelf: Shelf) -> No
 
 @pytest.mark.parametrize("status", [S.READY, S.DRAFT, S.QUARANTINED])
 async def test_a_permission_that_is_added_to_a_link_by_hand_ends_it(
-    shelf: Shelf, counted: list[Any], status: VersionStatus
+    shelf: Shelf, counted: list[tuple[int, bool]], status: VersionStatus
 ) -> None:
     """Where the version is READY, too: it is no longer what was signed."""
     await shelf.set(visibility=Visibility.PRIVATE.value)
@@ -599,7 +615,9 @@ async def test_a_permission_that_is_added_to_a_link_by_hand_ends_it(
     assert counted == []
 
 
-async def test_damaged_contents_are_for_nobody(shelf: Shelf, counted: list[Any]) -> None:
+async def test_damaged_contents_are_for_nobody(
+    shelf: Shelf, counted: list[tuple[int, bool]]
+) -> None:
     """Where somebody might have had them, they are told that they are gone."""
     given = await presented(shelf)
     await shelf.database.data["blobs"].update_one(
@@ -650,7 +668,7 @@ async def test_contents_that_are_not_stored(shelf: Shelf) -> None:
         response = await shelf.get(url, **asked)
         assert (response.status_code, codes(response)) == (404, ["NOT_STORED"])
     await shelf.get()
-    assert await shelf.counted(1) == 1
+    assert [row["file"] for row in await shelf.recorded(1)] == [shelf.file.id]
 
 
 async def test_a_bad_token_is_refused_alike_whether_there_is_a_file_or_not(
@@ -672,7 +690,13 @@ async def test_a_bad_token_is_refused_alike_whether_there_is_a_file_or_not(
     assert (await shelf.get(link, authorization="Bearer nonsense")).status_code == 200
 
 
-async def test_the_whole_counts_as_a_download_and_parts_do_not(shelf: Shelf) -> None:
+async def test_of_the_parts_of_a_file_one_counts_as_a_download(shelf: Shelf) -> None:
+    """That with the last byte, unless somebody only looked at the end."""
+    empty = await shelf.add("empty.bin", 0, sha256(b"").hexdigest())
+    Path(shelf.settings.data_path / "empty").write_bytes(b"")
+    async with open_storage(shelf.settings) as storage:
+        await storage.put_file(shelf.settings.data_path / "empty", empty.sha256)
+    await BlobDocument(sha256=empty.sha256, size_bytes=0, references=1).insert()
     await shelf.get(range="bytes=10-19")
     await shelf.get(range="bytes=0-99998")
     await shelf.get(range="bytes=1-")
@@ -683,7 +707,53 @@ async def test_the_whole_counts_as_a_download_and_parts_do_not(shelf: Shelf) -> 
     await shelf.get(range="bytes=0-9")
     await shelf.get(range="bytes=0-")
     await shelf.get(range="bytes=-100000")
-    assert await shelf.counted(3) == 3
+    await shelf.get(range="bytes=-8")
+    await shelf.get(range="bytes=50000-")
+    await shelf.get(range="bytes=0-49999")
+    await shelf.get(f"/files/{empty.id}/empty.bin")
+    rows = await shelf.recorded(11)
+    assert sorted((row["bytes"], row["count"]) for row in rows) == [
+        *((0, 1), (8, 0), (10, 0), (10, 0), (50_000, 0), (50_000, 1), (99_999, 0), (99_999, 1)),
+        *[(100_000, 1)] * 3,
+    ]
+
+
+async def test_what_is_recorded_of_a_download(shelf: Shelf) -> None:
+    """What it was of, by what it was fetched and how much was sent; of who it was no more than whether
+    they are the same."""
+    mine = {"authorization": await bearer(shelf.ada)}
+    for headers in (
+        {"user-agent": "curl/8.5.0"},
+        {"user-agent": "curl/8.5.0", "range": "bytes=5-9"},
+        {"user-agent": "modelharbor/1.2.3 ci", **mine},
+        mine,
+    ):
+        assert (await shelf.client.get(shelf.url, headers=headers)).status_code < 300
+    rows = await shelf.recorded(4)
+    who = [row.pop("who") for row in rows]
+    assert who[0] == who[1]
+    assert who[2] == who[3]
+    assert who[0] != who[2]
+    assert all(0 <= each < 2**63 for each in who)
+    for row in rows:
+        assert utc_now() - row.pop("at").replace(tzinfo=UTC) < timedelta(minutes=1)
+        assert isinstance(row.pop("_id"), ObjectId)
+    of = {
+        "kind": "download",
+        "model": shelf.model.id,
+        "version": shelf.version.id,
+        "file": shelf.file.id,
+        "format": shelf.file.format.value,
+    }
+    assert rows == [
+        of | {"client": "curl", "count": 1, "bytes": 100_000},
+        of | {"client": "curl", "count": 0, "bytes": 5},
+        of | {"client": "modelharbor-ci", "count": 1, "bytes": 100_000},
+        of | {"client": "python", "count": 1, "bytes": 100_000},
+    ]
+    everything = str(await shelf.database.find(collection_of(utc_now()), {}))
+    assert "127.0.0.1" not in everything
+    assert str(shelf.ada.id) not in everything
 
 
 class Slow:
@@ -705,7 +775,9 @@ class Slow:
 
 
 async def test_reading_ends_when_the_client_goes(shelf: Shelf) -> None:
-    storage, counter = Slow(), DownloadCounter(shelf.database)
+    """What was sent until then is recorded; it is no whole file."""
+    storage = Slow()
+    usage = Usage(shelf.database, shelf.settings, b"k")
     app = Starlette(routes=download_routes(shelf.settings))
     gone = asyncio.Event()
     sent: list[Any] = []
@@ -730,9 +802,13 @@ async def test_reading_ends_when_the_client_goes(shelf: Shelf) -> None:
             "settings": shelf.settings,
             "database": shelf.database,
             "storage": storage,
-            "downloads": counter,
+            "usage": usage,
             "secret_key": b"k",
         },
     }
     await asyncio.wait_for(app(scope, receive, send), 30)
     assert 9 <= storage.given < 1000
+    await usage.flush()
+    [row] = await shelf.recorded(1)
+    assert (row["bytes"], row["count"]) == (len(sent) - 1, 0)
+    assert row["client"] == "unknown"

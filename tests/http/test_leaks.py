@@ -7,6 +7,7 @@ import os
 from collections.abc import AsyncIterator, Iterator
 from functools import cache
 from hashlib import sha256
+from itertools import pairwise
 from pathlib import Path
 from random import Random
 from typing import Any, Final
@@ -177,6 +178,20 @@ def matrix(pair: Pair, *, kept: bool) -> Iterator[str]:
         yield f'{{ upload(id: "{global_id("Upload", row["_id"])}") {selected("upload", 1)} }}'
     yield f"{{ jobs(first: 100) {selected('jobs', 2)} }}"
     yield f"{{ uploads(first: 100) {selected('uploads', 2)} }}"
+    asked = 'range: {from: "2026-01-01T00:00:00Z", to: "2026-03-01T00:00:00Z"}'
+    for metric, dimension in (
+        ("DOWNLOADS", "MODEL"),
+        ("VIEWS", "OWNER"),
+        ("API_REQUESTS", "CLIENT"),
+    ):
+        given = f"input: {{metrics: [{metric}], groupBy: [{dimension}], {asked}}}"
+        yield f"{{ analytics({given}) {selected('analytics', 3)} }}"
+    yield f"{{ trending(first: 100) {selected('trending', 2)} }}"
+    yield f"{{ operationStats {selected('operationStats', 2)} }}"
+    for base, head in pairwise(pair.rows["versions"][:6]):
+        both = [global_id("ModelVersion", each["_id"]) for each in (base, head)]
+        given = f'base: "{both[0]}", head: "{both[1]}"'
+        yield f"{{ compareVersions({given}) {selected('compareVersions', 2)} }}"
     yield f"{{ viewer {selected('viewer', 2)} }}"
     yield f"{{ storage {selected('storage', 1)} }}"
     for login in ("ada", "acme", "ADA", "nobody"):

@@ -486,7 +486,9 @@ def test_every_loader_says_with_whom_it_shares() -> None:
     alone = {each.__name__ for each in ours if each.sharing is Sharing.NEVER}
     assert alone == {
         "CacheStatsLoader",
+        "ComparisonLoader",
         "DownloadLinkLoader",
+        "ExportLinkLoader",
         "FilesByContentsLoader",
         "HoldersByContentsLoader",
         "LikedByModelLoader",
@@ -502,6 +504,7 @@ def test_every_loader_says_with_whom_it_shares() -> None:
         "RowByIdLoader",
         "StorageByLoginLoader",
         "StorageByOwnerLoader",
+        "TensorComparisonLoader",
         "TokenByIdLoader",
         "TokensByUserLoader",
         "UploadUrlLoader",

@@ -49,7 +49,13 @@ SEED: Final = "tags"
 NEVER: Final = frozenset(
     {"viewerCan", "viewerHasLiked", "downloadUrl", "sharedWith", "jobs", "uploads", "tokens", "storage"}
 )  # fmt: skip
-ROOTS: Final = (("models", 4.0), ("model", 3.0), ("search", 1.5), ("resolve", 2.0))
+ROOTS: Final = (
+    ("models", 4.0),
+    ("model", 3.0),
+    ("search", 1.5),
+    ("resolve", 2.0),
+    ("compareVersions", 1.5),
+)
 
 
 class KeptWriter(Writer):
@@ -160,6 +166,8 @@ DOCUMENTED: Final[tuple[tuple[str, dict[str, Any]], ...]] = (
     ('{ resolve(ref: "acme/whale-0") { number label model { name } } b: resolve(ref: "acme/blue-2@prod") { number } c: resolve(ref: "acme/large-4:2") { number status } d: resolve(ref: "acme/none") { number } }', {}),
     ('{ resolve(ref: "acme/large-4") { number aliases { name } files(pathPrefix: "weights/", first: 1) { totalCount nodes { path sha256 version { number } tensors { parameterCount } header } pageInfo { hasNextPage } } file(path: "config.json") { sizeBytes } createdBy { login } } }', {}),
     ("{ models(filter: {owner: {in: [\"acme\", \"borg\"]}}) { nodes { name versions(first: 2, filter: {status: [READY]}) { totalCount nodes { number status } pageInfo { hasNextPage } } all: versions { totalCount } byNumber: version(number: 2) { label } byAlias: version(alias: \"prod\") { number } latest: version(alias: \"latest\") { number } } } }", {}),
+    ('{ models(filter: {owner: {in: ["acme", "borg"]}}) { nodes { aliases(asOf: "2026-01-03T00:00:00Z") { name setAt version { number status } } latest: version(asOf: "2026-01-03T00:00:00Z") { number } prod: version(alias: "prod", asOf: "2099-01-01T00:00:00Z") { number } second: version(number: 2, asOf: "2099-01-01T00:00:00Z") { label } } } }', {}),
+    ('{ resolve(ref: "acme/whale-0", asOf: "2099-01-01T00:00:00Z") { number label } b: resolve(ref: "acme/blue-2@prod", asOf: "2099-01-01T00:00:00Z") { number } c: resolve(ref: "acme/large-4:2", asOf: "2026-01-01T00:00:00Z") { number } }', {}),
 )  # fmt: skip
 """What clients ask for, each loader in some of them."""
 
@@ -468,12 +476,17 @@ def test_only_what_was_thought_about_tells_what_it_read() -> None:
     told = {each.__name__ for each in telling}
     assert told == {
         "ActorByIdLoader",
+        "AliasesByModelLoader",
         "AliasesByVersionLoader",
         "CardByModelLoader",
+        "ChangeCountLoader",
+        "ComparedBytesLoader",
+        "ComparisonLoader",
         "EstimateLoader",
         "FacetsLoader",
         "FileByIdLoader",
         "FileByPathLoader",
+        "FileChangesLoader",
         "FilesByVersionLoader",
         "MembersByOrganizationLoader",
         "ModelByIdLoader",
@@ -482,11 +495,14 @@ def test_only_what_was_thought_about_tells_what_it_read() -> None:
         "OrganizationsByUserLoader",
         "ScanByContentsLoader",
         "SearchLoader",
+        "SharedBytesLoader",
+        "TensorComparisonLoader",
         "TotalLoader",
         "VersionByIdLoader",
         "VersionByModelLoader",
         "VersionByReferenceLoader",
         "VersionsByModelLoader",
+        "_BytesLoader",
         "_InspectedLoader",
     }
     read = {getattr(each, "collection", "models") for each in telling}

@@ -100,6 +100,7 @@ async def test_a_model_is_created_whole(
                 "state": "ACTIVE",
             },
             "job": None,
+            "pointed": None,
             "comment": None,
             "position": None,
         }

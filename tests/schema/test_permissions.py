@@ -117,13 +117,14 @@ MUTATIONS: dict[str, tuple[Permission, Inputs]] = {
     "pauseUpload": (P.WRITE, one_upload),
     "abortUpload": (P.WRITE, one_upload),
     "retryJob": (P.ADMINISTER, lambda w: {"id": global_id("Job", w.failed.id)}),
+    "bulkUpdateModels": (P.WRITE, lambda w: {"ids": [w.model_id], "addTags": ["x"]}),
 }
 OPERATORS: dict[str, Inputs] = {
     "collectGarbage": lambda w: {},
     "setQuota": lambda w: {"ownerId": global_id("Organization", w.owner.id), "bytes": 1},
 }
 """For who operates the site, whatever their role."""
-OWN = {"createApiToken", "revokeApiToken"}
+OWN = {"createApiToken", "revokeApiToken", "bulkExport"}
 """Of one's own, whatever the role: tested in tests/resolvers and below for nobody."""
 
 QUERIES: dict[str, tuple[Callable[[World], str], Callable[[World], Any]]] = {
@@ -135,6 +136,14 @@ QUERIES: dict[str, tuple[Callable[[World], str], Callable[[World], Any]]] = {
         lambda w: {"totalCount": 1, "nodes": [{"id": w.model_id}]},
     ),
     "resolve": (lambda w: 'resolve(ref: "acme/m@old") { id }', lambda w: {"id": w.ready_id}),
+    "compareVersions": (
+        lambda w: f'compareVersions(base: "{w.ready_id}", head: "{w.draft_id}") {{ bytesShared }}',
+        lambda w: {"bytesShared": "7"},
+    ),
+    "trending": (
+        lambda w: "trending { totalCount nodes { id } }",
+        lambda w: {"totalCount": 1, "nodes": [{"id": w.model_id}]},
+    ),
     "search": (
         lambda w: 'search(query: "whale") { totalCount nodes { ... on Model { id } } }',
         lambda w: {"totalCount": 1, "nodes": [{"id": w.model_id}]},
@@ -167,6 +176,8 @@ HIDDEN: dict[str, Any] = {
     "model": None,
     "models": {"totalCount": 0, "nodes": []},
     "resolve": None,
+    "compareVersions": None,
+    "trending": {"totalCount": 0, "nodes": []},
     "search": {"totalCount": 0, "nodes": []},
     "suggest": [],
     "blob": {"totalCount": 0, "nodes": []},
@@ -175,11 +186,18 @@ HIDDEN: dict[str, Any] = {
     "upload": None,
     "uploads": {"totalCount": 0, "nodes": []},
 }
-SUBSCRIPTIONS = {"jobProgress", "jobs", "uploadProgress", "modelEvents", "modelsChanged"}
+SUBSCRIPTIONS = {
+    "jobProgress",
+    "jobs",
+    "uploadProgress",
+    "modelEvents",
+    "modelsChanged",
+    "analytics",
+}
 """Who is told what: tested in tests/streams."""
-OPEN = {"viewer", "health", "storage", "rateLimit", "cacheStats"}
+OPEN = {"viewer", "health", "storage", "rateLimit", "cacheStats", "analytics", "operationStats"}
 """Of oneself, and of the server; what is stored for others is tested in test_uploads.py, what is for
-operators in test_cache.py."""
+operators in test_cache.py, what was used in test_analytics.py."""
 
 
 async def world(database: Database) -> World:
@@ -295,6 +313,7 @@ async def test_each_mutation_for_nobody(ask: Asker, database: Database) -> None:
     before = await everything(database)
     own: dict[str, dict[str, Any]] = {
         "createApiToken": {"name": "x", "scopes": ["READ"]},
+        "bulkExport": {"query": "{ models { nodes { id } } }"},
         "revokeApiToken": {"id": global_id("ApiToken", ObjectId())},
     }
     for name in MUTATIONS.keys() | OWN | OPERATORS.keys():

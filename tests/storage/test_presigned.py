@@ -1,5 +1,6 @@
 """Downloads that the store itself gives: a real S3 server, and clients that follow where they are sent."""
 
+import asyncio
 import random
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
@@ -20,7 +21,7 @@ from modelharbor.db.tokens import Permission
 from modelharbor.db.uploads import Segment
 from modelharbor.db.versions import VersionDocument, VersionStatus
 from modelharbor.http.downloads import PRESIGNED
-from modelharbor.resolvers.downloads import DownloadCounter
+from modelharbor.resolvers.recording import Usage
 from modelharbor.settings import Settings
 from modelharbor.storage.blobs import BlobStore, open_storage
 from tests.documents import insert_actor, insert_model, insert_version
@@ -45,7 +46,7 @@ class Quay:
     client: httpx.AsyncClient
     version: VersionDocument
     file: FileDocument
-    counted: list[Any]
+    counted: list[tuple[Any, int, bool]]
 
     @property
     def database(self) -> Database:
@@ -80,8 +81,14 @@ async def quay(
 ) -> AsyncIterator[Quay]:
     given: Row = getattr(request, "param", {})
     settings = s3_settings.model_copy(update=given)
-    counted: list[Any] = []
-    monkeypatch.setattr(DownloadCounter, "count", lambda self, model_id: counted.append(model_id))
+    counted: list[tuple[Any, int, bool]] = []
+
+    def download(
+        self: Usage, file: Row, client: str, who: int, sent: int, *, is_whole: bool
+    ) -> None:
+        counted.append((file["_id"], sent, is_whole))
+
+    monkeypatch.setattr(Usage, "download", download)
     async with (
         serving(settings) as served,
         open_storage(settings) as storage,
@@ -126,7 +133,7 @@ async def test_a_client_is_sent_to_the_store_and_gets_the_bytes(quay: Quay, swif
     ours = parse_qs(urlsplit(quay.link()).query)["signature"][0]
     assert ours not in response.headers["location"]
     assert "model.bin" not in response.headers["location"]
-    assert quay.counted == [quay.file.model_id]
+    assert quay.counted == [(quay.file.id, 100_000, True)]
     followed = await quay.client.get(quay.link(), follow_redirects=True)
     assert (followed.status_code, followed.content) == (200, CONTENTS)
     assert [each.status_code for each in followed.history] == [302]
@@ -156,7 +163,9 @@ async def test_a_range_is_kept_on_the_way(quay: Quay) -> None:
     assert response.headers["content-range"] == "bytes 10-19/100000"
     beyond = await quay.get(range="bytes=100000-")
     assert (beyond.status_code, codes(beyond)) == (416, ["RANGE_NOT_SATISFIABLE"])
-    assert quay.counted == []
+    assert quay.counted == [
+        (quay.file.id, 10, False)
+    ]  # by its first answer: the store tells nothing
 
 
 HERE: list[tuple[dict[str, str], int, int | None]] = [
@@ -185,7 +194,10 @@ async def test_what_is_answered_here(quay: Quay) -> None:
         assert response.headers["etag"] == TAG, headers
         if length is not None:
             assert response.content == CONTENTS[:length], headers
-        assert len(quay.counted) == (status == 200), headers
+        sent = {200: [(quay.file.id, 100_000, True)], 206: [(quay.file.id, 10, False)]}
+        async with asyncio.timeout(30):  # it is told when the response has ended
+            while quay.counted != sent.get(status, []):
+                await asyncio.sleep(0.005)
 
 
 async def test_head_is_answered_here(quay: Quay) -> None:

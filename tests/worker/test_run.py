@@ -89,7 +89,7 @@ async def test_events_tell_what_others_may_know(hall: Hall) -> None:
     assert first["about"] == last["about"] == [job["_id"], job["subject"]["id"], owner]
     assert first["stream"] == "jobs"
     assert first["principals"] == ["operator", actor_principal(owner)]
-    hidden = {"input", "scopes", "token", "touched", "worker", "lease_until", "turn"}
+    hidden = {"input", "scopes", "token", "touched", "worker", "lease_until", "turn", "checkpoint"}
     assert set(first["job"]) == set(job) - hidden
     assert last["job"]["progress"]["current"] == 7
     sequences = [each["job"]["progress"]["sequence"] for each in (first, last)]

@@ -31,6 +31,7 @@ def test_a_slot_is_the_latest_that_is_due(now: str, slot: str) -> None:
 def test_what_is_put_by_the_clock() -> None:
     assert [(each.kind, each.every, each.input) for each in SCHEDULE] == [
         (JobKind.GARBAGE_COLLECT, timedelta(days=1), {}),
+        (JobKind.ROLLUP_ANALYTICS, timedelta(days=1), {}),
         (JobKind.EXPIRE_UPLOADS, timedelta(minutes=10), {"sweep": False}),
         (JobKind.EXPIRE_UPLOADS, timedelta(days=1), {}),
         (JobKind.VERIFY_BLOBS, timedelta(days=7), {}),

@@ -16,6 +16,7 @@ from modelharbor.db.connection import Database
 from modelharbor.db.events import Stream
 from modelharbor.db.jobs import ENDED, LEAST_ID
 from modelharbor.db.models import ModelState
+from modelharbor.db.rollups import OF_MODELS, Grain
 from modelharbor.events.position import position_of
 from modelharbor.resolvers.blobs import (
     Claim,
@@ -29,6 +30,7 @@ from modelharbor.settings import Settings
 from modelharbor.worker.tools import Tools
 
 from .checkpoints import Checkpoint
+from .old_exports import old_exports, remove_old_exports
 
 TOKEN_DAYS: Final = 30.0  # that a token is listed after it was revoked or has expired
 ROWS_AT_ONCE: Final = 500  # removed in one transaction
@@ -36,7 +38,9 @@ BLOBS_AT_ONCE: Final = 100  # so that an import that meets one of them waits for
 JOBS_AT_ONCE: Final = 50
 JOBS_COUNTED_AT_ONCE: Final = 5000  # whose children are looked for in one read
 LINES_AT_ONCE: Final = 5000  # of logs
-COUNTED: Final = ("blobs", "bytes", "tokens", "idempotencyKeys", "jobs", "events", "models")
+COUNTED: Final = (
+    *("blobs", "bytes", "tokens", "idempotencyKeys", "jobs", "events", "models", "exports"),
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +53,7 @@ class Limits:
     jobs: datetime
     events: datetime
     models: datetime
+    exports: datetime
 
 
 async def collect_garbage(job: Row, tools: Tools) -> Row:
@@ -78,6 +83,7 @@ def _limits(settings: Settings, now: datetime) -> Limits:
         jobs=now - timedelta(days=settings.job_days),
         events=now - timedelta(days=settings.event_days),
         models=now - timedelta(days=settings.deleted_days),
+        exports=now - timedelta(days=settings.export_days),
     )
 
 
@@ -173,6 +179,7 @@ async def _count(database: Database, limits: Limits) -> Row:
         "jobs": await _count_jobs(database, limits),
         "events": await database.count("events", _events(limits)),
         "models": await database.count("models", _models(limits)),
+        "exports": await database.count("jobs", old_exports(limits.exports)),
     }
 
 
@@ -214,6 +221,7 @@ class _Collecting:
         self.doing = ""
         self.steps: dict[str, Callable[[], Awaitable[None]]] = {
             "models": self.models,
+            "exports": self.exports,
             "blobs": self.blobs,
             "tokens": partial(self._rows, "tokens", "tokens", _tokens(limits)),
             "idempotency keys": partial(
@@ -280,6 +288,7 @@ class _Collecting:
             went = bool(ids)
             mine = {"$in": ids}
             await self._data["job_logs"].delete_many({"job_id": mine}, session=session)
+            await self._data["bulk_batches"].delete_many({"job_id": mine}, session=session)
             gone = await self._data["jobs"].delete_many({"_id": mine}, session=session)
             return {"jobs": gone.deleted_count}
 
@@ -306,6 +315,14 @@ class _Collecting:
         await forget_blobs(self._tools.database, session, claim, removed)
         stored = [row["size_bytes"] for row in removed if row["stored"]]
         return {"blobs": len(removed), "bytes": sum(stored)}
+
+    async def exports(self) -> None:
+        removed = await remove_old_exports(self._tools, self._limits.exports)
+
+        async def count(session: AsyncClientSession) -> Row:
+            return {"exports": removed}
+
+        await self._count_in(count)
 
     async def models(self) -> None:
         """With all that is theirs, but what is told of them in the log of events."""
@@ -343,7 +360,7 @@ class _Collecting:
         for part in (
             self._some_versions,
             partial(self._some, "likes"),
-            partial(self._some, "downloads"),
+            self._some_rollups,
         ):
             work = partial(part, model_id)
             while await self._tools.database.transaction(work):
@@ -378,6 +395,28 @@ class _Collecting:
         if len(files) < ROWS_AT_ONCE:
             await self._data["versions"].delete_many({"_id": {"$in": ids}}, session=session)
         return bool(ids)
+
+    async def _some_rollups(self, model_id: ObjectId, session: AsyncClientSession) -> bool:
+        """What its use added up to, some of it; at the end what it was counted as. No audience has had
+        it since it was deleted."""
+        database, gone = self._tools.database, False
+        for grain in Grain:
+            rows = (
+                await self._data[grain.value]
+                .find(
+                    {"cuboid": {"$in": OF_MODELS}, "model": model_id}, {"_id": 1}, session=session
+                )
+                .limit(ROWS_AT_ONCE)
+                .max_time_ms(database.query_timeout_ms)
+                .to_list()
+            )
+            if rows:
+                ids = [row["_id"] for row in rows]
+                await self._data[grain.value].delete_many({"_id": {"$in": ids}}, session=session)
+                gone = True
+        if not gone:
+            await self._data["rollup_homes"].delete_one({"_id": model_id}, session=session)
+        return gone
 
     async def _some(self, collection: str, model_id: ObjectId, session: AsyncClientSession) -> bool:
         rows = (

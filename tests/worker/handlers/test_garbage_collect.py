@@ -13,13 +13,14 @@ from pymongo.errors import ExecutionTimeout
 
 from modelharbor.auth.viewer import Viewer, job_principals
 from modelharbor.db.base import Row, utc_now
-from modelharbor.db.downloads import DownloadDayDocument
 from modelharbor.db.events import EventDocument, Stream
 from modelharbor.db.files import BlobDocument
 from modelharbor.db.idempotency import IdempotencyDocument
 from modelharbor.db.jobs import JobDocument, JobKind, JobLogDocument, JobState
 from modelharbor.db.models import Visibility
+from modelharbor.db.rollups import OF_MODELS, Grain
 from modelharbor.db.tokens import Permission, TokenDocument
+from modelharbor.db.usage import UsageKind
 from modelharbor.errors import ErrorCode
 from modelharbor.events.position import position_of
 from modelharbor.inspection.fence import open_fence
@@ -34,6 +35,7 @@ from modelharbor.worker.tools import Tools
 from tests.documents import insert_actor, viewer_of
 from tests.explaining import explained
 from tests.resolvers.state import everything, refused
+from tests.usage import insert_usage, roll_up, usage
 from tests.worker.handlers.conftest import Yard
 
 pytestmark = pytest.mark.anyio
@@ -216,7 +218,7 @@ async def test_many_rows_go_in_several_transactions(
     progress = job["progress"]
     assert (progress["current"], progress["total"], progress["unit"]) == (10, 10, "rows")
     assert [step["name"] for step in job["steps"]] == [
-        *("models", "blobs", "tokens", "idempotency keys", "jobs", "events")
+        *("models", "exports", "blobs", "tokens", "idempotency keys", "jobs", "events")
     ]
 
 
@@ -319,7 +321,10 @@ async def test_what_is_garbage_is_found_by_indexes(yard: Yard) -> None:
         *({"find": name, "filter": query} for name, query in finds.items()),
         {"aggregate": "jobs", "pipeline": pipeline, "cursor": {}},
         {"find": "likes", "filter": {"model_id": ObjectId()}},
-        {"find": "downloads", "filter": {"model_id": ObjectId()}},
+        {
+            "find": "rollup_quarters",
+            "filter": {"cuboid": {"$in": OF_MODELS}, "model": ObjectId()},
+        },
     ]
     for command in commands:
         for stage in await explained(yard.database, command):
@@ -344,7 +349,11 @@ async def test_deleted_models_go_with_all_that_is_theirs(
     young = await imported(yard, storage, ada, tmp_path / "young", "young", f1=b"1")
     for result in (gone, kept):
         await like_model(database, ada, model_id=result.model_id)
-        await DownloadDayDocument(model_id=result.model_id, day=ago(3), downloads=2).insert()
+        await insert_usage(
+            database,
+            [usage(UsageKind.VIEW, ago(back), model=result.model_id) for back in (0, 1, 3)],
+        )
+    await roll_up(database, yard.settings)
     for result in (gone, young):
         await delete_model(database, ada, model_id=result.model_id)
     await aged(yard, gone.model_id)
@@ -352,7 +361,11 @@ async def test_deleted_models_go_with_all_that_is_theirs(
 
     assert await collected(yard, dry_run=True) == NOTHING | {"models": 1}
     assert await collected(yard) == NOTHING | {"models": 1}
-    for name in ("versions", "files", "likes", "downloads"):
+    for grain in Grain:
+        used = await database.find(grain.value, {"model": {"$exists": True}})
+        assert {row["model"] for row in used} == {kept.model_id, young.model_id}
+    assert await database.count("rollup_homes", {"_id": gone.model_id}) == 0
+    for name in ("versions", "files", "likes"):
         rows = await database.data[name].find().to_list()
         models = (
             {kept.model_id, young.model_id} if name in ("versions", "files") else {kept.model_id}
