@@ -84,9 +84,9 @@ async def quay(
     counted: list[tuple[Any, int, bool]] = []
 
     def download(
-        self: Usage, file: Row, client: str, who: int, sent: int, *, is_whole: bool
+        self: Usage, file: Row, client: str, who: int, sent: int, *, is_last: bool
     ) -> None:
-        counted.append((file["_id"], sent, is_whole))
+        counted.append((file["_id"], sent, is_last))
 
     monkeypatch.setattr(Usage, "download", download)
     async with (
