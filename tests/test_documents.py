@@ -145,10 +145,12 @@ def test_nothing_tells_where_it_was_written(path: Path) -> None:
     assert registry.findall(text) == []
 
 
-@pytest.mark.parametrize("name", ["README.md", "docs/api.md", "docs/analytics.md"])
-def test_operations_are_valid(name: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "least"), [("README.md", 3), ("docs/api.md", 3), ("docs/analytics.md", 2)]
+)
+def test_operations_are_valid(name: str, least: int) -> None:
     found = blocks(ROOT / name, "graphql")
-    assert len(found) >= 2
+    assert len(found) >= least
     for text in found:
         assert validate(core, parse(text)) == [], text
 

@@ -4,7 +4,7 @@ A day's collection is ordinary, not a time-series one, for that takes the same i
 whole when it is older than `usage_days`. Events are read by the rollups alone (db/rollups.py).
 """
 
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from enum import Enum
 from typing import Final
 
@@ -96,7 +96,3 @@ class DirtyMinuteDocument(BaseDocument):
         indexes = [
             IndexModel([("minute", ASCENDING), ("process", ASCENDING)], name="minute", unique=True)
         ]
-
-
-OLDEST: Final = timedelta(days=1)
-"""Of an event when it is recorded, beyond what `usage_days` keeps: what is older is refused."""
