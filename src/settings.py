@@ -298,6 +298,12 @@ class Settings(BaseSettings):
     worker_concurrency: int = Field(
         default=8, ge=1, description="Jobs that one worker process runs at once."
     )
+    worker_nice: int = Field(
+        default=10,
+        ge=0,
+        le=19,
+        description="How far workers step back for other processes of the machine, as nice(1) counts.",
+    )
     sentry_dsn: SecretStr | None = Field(
         default=None, description="Where unexpected errors are reported."
     )

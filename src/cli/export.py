@@ -40,7 +40,13 @@ class Packing(Enum):
     ZSTD = "zstd"
 
 
-SUFFIXES: Final = {".gz": Packing.GZIP, ".zst": Packing.ZSTD}
+ENDINGS: Final = {
+    ".jsonl": Format.JSONL,
+    ".ndjson": Format.JSONL,
+    ".csv": Format.CSV,
+    ".parquet": Format.PARQUET,
+}
+PACKED: Final = {".gz": Packing.GZIP, ".zst": Packing.ZSTD}  # after these
 GOING: Final = frozenset({"QUEUED", "RUNNING", "RETRYING"})
 CANCEL_SECONDS: Final = 5.0
 
@@ -70,7 +76,8 @@ def export(
     format: Annotated[
         Format | None,
         typer.Option(
-            case_sensitive=False, help="Of the rows. \\[default: as FILE ends, else jsonl]"
+            case_sensitive=False,
+            help="Of the rows. \\[default: as FILE ends; jsonl where it has no ending]",
         ),
     ] = None,
     compression: Annotated[
@@ -112,10 +119,11 @@ def export(
     is_pipe = str(output) == "-"
     if is_pipe and not stream:
         raise typer.BadParameter("-o - takes --stream.")
-    kind = format or _format_of(output)
-    packing = compression or _packing_of(output, kind)
+    kind, packing = Format.JSONL, Packing.NONE
+    if job is None:
+        kind, packing = kind_of(output, format, compression)
     if stream and (kind is Format.PARQUET or packing is not Packing.NONE):
-        raise typer.BadParameter("--stream is jsonl or csv, without --compression.")
+        raise typer.BadParameter("--stream is jsonl or csv, not compressed.")
     text = "" if query is None else _text(query, operation)
     values = _variables(variables)
 
@@ -133,6 +141,8 @@ def export(
                 result = await client.fetch_export(
                     job, output, told=board.told, report=board.report
                 )
+                if not quiet and not output.name.lower().endswith(_ending(result.file_name)):
+                    tell(f"{output} is what the server calls {plainly(result.file_name)}.")
                 return _told(result, output)
             try:
                 result = await client.export(
@@ -204,7 +214,11 @@ async def _to_pipe(client: Client, text: str, values: dict[str, Any], kind: str)
 
 
 def _text(query: Path, operation: str | None) -> str:
-    text = sys.stdin.read() if str(query) == "-" else query.read_text("utf-8")
+    given = sys.stdin.buffer.read() if str(query) == "-" else query.read_bytes()
+    try:
+        text = given.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        raise Failure(f"{query} is no text in UTF-8.") from None
     if operation is None:
         return text
     from graphql import GraphQLError, parse, print_ast, separate_operations  # few need it
@@ -231,12 +245,40 @@ def _variables(given: str | None) -> dict[str, Any]:
     return found
 
 
-def _format_of(output: Path) -> Format:
-    """`rows.csv.gz` is CSV."""
-    names = {f".{each.value}": each for each in Format}
-    return next((names[each] for each in output.suffixes if each in names), Format.JSONL)
+def _ending(name: str) -> str:
+    """All of it: `.csv.gz`."""
+    _, dot, rest = name.partition(".")
+    return dot + rest
 
 
-def _packing_of(output: Path, format: Format) -> Packing:
-    found = Packing.ZSTD if format is Format.PARQUET else Packing.NONE
-    return SUFFIXES.get(output.suffix, found)
+def kind_of(
+    output: Path, format: Format | None, compression: Packing | None
+) -> tuple[Format, Packing]:
+    """What the file is to be, by its name and by what is said: they may not contradict each other, for
+    whoever finds the file later goes by its name."""
+    *_, before, last = ("", "", *map(str.lower, output.suffixes))
+    packed = PACKED.get(last)
+    ending = last if packed is None else before
+    named = ENDINGS.get(ending)
+    if named is None and ending and format is None:
+        raise typer.BadParameter(
+            f"{output.name}: {ending} is none of the formats: .jsonl, .csv (both with .gz or .zst after it) or .parquet; or give --format."
+        )
+    if named is not None and format not in (None, named):
+        raise typer.BadParameter(
+            f"{output.name} would not be {named.value}, with that --format: change one of them."
+        )
+    kind = format or named or Format.JSONL
+    if kind is Format.PARQUET:
+        if packed is not None:
+            raise typer.BadParameter(
+                f"{output.name}: parquet is compressed within, by --compression, and ends in .parquet."
+            )
+        return kind, compression or Packing.ZSTD
+    # Where the name says what the rows are, it says also whether they are compressed.
+    told = packed or (None if named is None else Packing.NONE)
+    if told is not None and compression not in (None, told):
+        endings = {packing: suffix for suffix, packing in PACKED.items()}
+        right = endings.get(compression, "neither .gz nor .zst")
+        raise typer.BadParameter(f"{output.name} has to end in {right} for that --compression.")
+    return kind, compression or told or Packing.NONE

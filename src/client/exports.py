@@ -144,6 +144,11 @@ async def export(
         except (Refused, JobFailed):
             place.forget()
             raise
+        except Rejected as error:
+            # Before there is a job, and for good: nothing is to be gone on with.
+            if place.job_id is None and error.status is not None and not may_pass(error.status):
+                place.forget()
+            raise
 
 
 async def fetch_export(

@@ -44,7 +44,14 @@ from modelharbor.db.keyset import (
     encode_cursor,
 )
 from modelharbor.db.reading import TooManyBytesError, in_one_reply
-from modelharbor.errors import BadUserInput, HarborError, NotFound, OperationTooComplex, Unavailable
+from modelharbor.errors import (
+    BadUserInput,
+    Conflict,
+    HarborError,
+    NotFound,
+    OperationTooComplex,
+    Unavailable,
+)
 from modelharbor.exports.columns import Column, ColumnKind
 from modelharbor.loaders.base import ROOT, Loader
 from modelharbor.loaders.pages import PageLoader
@@ -100,7 +107,9 @@ class Batch:
     rows: list[Row]
     """As GraphQL answers the nodes of the connection."""
     after: str
-    """Go on with this."""
+    """Go on with this,"""
+    parent: str
+    """and with this: what the connection is of, such as a version."""
     truncated: int = 0
     """Nested connections with more rows than are here."""
     faults: tuple[Fault, ...] = ()
@@ -111,8 +120,8 @@ class Batch:
 class _PageFoundError(Exception):
     """No more is to be read."""
 
-    def __init__(self, page: Row | None) -> None:
-        self.page = page
+    def __init__(self, page: Row | None, parent: Hashable) -> None:
+        self.page, self.parent = page, str(parent)
 
 
 class _TooMuchError(Exception):
@@ -434,29 +443,31 @@ class ExportQuery:
 
     async def count(self, context: Context) -> int:
         """How many rows there are now. NotFound where there is no such connection."""
-        page = await self._page(context, replace(self.window, limit=1))
+        page, _ = await self._page(context, replace(self.window, limit=1))
         counted: int = await context.loader(self.chain.counting, None).load(page["total"])
         return counted
 
     async def batches(
-        self, make_context: MakeContext, after: str | None = None
+        self, make_context: MakeContext, after: str | None = None, parent: str | None = None
     ) -> AsyncGenerator[Batch, None]:
-        """From the beginning, or `after` where an earlier batch ended. Close it when you are done.
+        """From the beginning, or `after` where an earlier batch ended, of the same `parent`. Close it
+        when you are done.
 
         Rows are read some at a time, each time with a context of its own. The next ones are read, and
         the next batch is made, while the caller is at work on this one. Raises what the database does,
-        and NotFound where the connection's owner is gone.
+        and NotFound where the connection's owner is gone, Conflict where it is another one now: the name
+        that leads there, an alias or `latestVersion`, has moved.
         """
         size = _Size(max(1, min(MOST_ROWS, FIRST_ROWS, ROWS_BELOW // self.row_cost)))
-        pages = _ahead(self._pages(make_context, after, size))
+        pages = _ahead(self._pages(make_context, after, parent, size))
         async with aclosing(_ahead(self._batches(pages, size))) as batches:
             async for batch in batches:
                 yield batch
 
     async def _pages(
-        self, make_context: MakeContext, after: str | None, size: "_Size"
-    ) -> AsyncGenerator[tuple[Context, Row], None]:
-        """The rows of the connection as they are stored."""
+        self, make_context: MakeContext, after: str | None, parent: str | None, size: "_Size"
+    ) -> AsyncGenerator[tuple[Context, Row, str], None]:
+        """The rows of the connection as they are stored, and what they are of."""
         order = self.window.order
         while True:
             made = make_context()
@@ -464,34 +475,41 @@ class ExportQuery:
             place = None if after is None else decode_cursor(order, after)
             window = replace(self.window, limit=size.rows, after=place)
             try:
-                page = await self._page(context, window)
+                page, found = await self._page(context, window)
             except TooManyBytesError:
                 size.rows = window.limit // 2
                 continue
+            if parent not in (None, found):
+                # Going on with the old one is no way: whoever asks may not see that any more.
+                raise Conflict(
+                    f"`{self.chain.page.path}` was of another object when this began: start it anew, or name what does not move: a version by its number, or with `asOf`."
+                )
+            parent = found
             if page["nodes"]:
-                yield context, page
+                yield context, page, found
                 after = encode_cursor(order, page["nodes"][-1])
             if not page["has_next"]:
                 return
 
-    async def _page(self, context: Context, window: Window) -> Row:
+    async def _page(self, context: Context, window: Window) -> tuple[Row, str]:
+        """And what it is of."""
         reading = _Reading(self, context, window)
         try:
             await self.plan.function(reading)
         except _PageFoundError as found:
             if found.page is not None:
-                return found.page
+                return found.page, found.parent
         finally:
             reading.end()
         raise NotFound(f"There is no `{self.chain.page.path}` that you may see.")
 
     async def _batches(
-        self, pages: AsyncGenerator[tuple[Context, Row], None], size: "_Size"
+        self, pages: AsyncGenerator[tuple[Context, Row, str], None], size: "_Size"
     ) -> AsyncGenerator[Batch, None]:
         """With all that hangs below the rows: as many of a page at once as come to one batch."""
         order = self.window.order
         async with aclosing(pages):
-            async for context, page in pages:
+            async for context, page, parent in pages:
                 left: list[Row] = page["nodes"]
                 while left:
                     stored = left[: size.rows]
@@ -507,7 +525,7 @@ class ExportQuery:
                     length = _length_of(rows)
                     size.adapt(len(stored), reading.below, length)
                     place = encode_cursor(order, stored[-1])
-                    yield Batch(rows, place, reading.truncated, faults, length)
+                    yield Batch(rows, place, parent, reading.truncated, faults, length)
                     left = left[len(stored) :]
 
     async def _run(self, reading: "_Reading") -> list[Row] | None:
@@ -590,6 +608,8 @@ async def _ahead(source: AsyncGenerator[T, None]) -> AsyncGenerator[T, None]:
             except StopAsyncIteration:
                 return
             making = asyncio.ensure_future(anext(source))
+            # So that it has begun, and the database is at work, before the caller is busy without a pause.
+            await asyncio.sleep(0)
             yield found
     finally:
         await ended(making)
@@ -624,7 +644,7 @@ class _Reading(Run):
         if number == self.query.chain.page.number:
             if self.page is None:
                 found = await self._load(step, self.window, keys)
-                raise _PageFoundError(found.get(keys[0]))
+                raise _PageFoundError(found.get(keys[0]), keys[0])
             return {keys[0]: self.page}
         arguments = self.query.arguments(number)
         if isinstance(arguments, Window) and issubclass(step.loader, PageLoader):

@@ -12,13 +12,14 @@ from .compression import MEDIA_TYPES, SUFFIXES, packer
 from .csv import CsvLines
 from .formats import Compression, ExportFormat
 from .jsonl import json_lines
+from .parquet import ParquetEncoder
 
 JSONL: Final = "application/x-ndjson"
 CSV: Final = "text/csv; charset=utf-8; header=present"
 
 
 class Encoder(Protocol):
-    """Of one file."""
+    """Of one file. It can be pickled."""
 
     @property
     def media_type(self) -> str: ...
@@ -29,14 +30,18 @@ class Encoder(Protocol):
 
     @property
     def is_joinable(self) -> bool:
-        """Whether `begin()` and all pieces, one after the other, are the file."""
+        """Whether pieces, one after the other, are the file. Else each is a file, and what makes one of
+        it takes a process of its own."""
 
     def begin(self) -> bytes:
-        """What comes before all rows: by itself a file of no rows."""
+        """The part that comes before all rows: without any it makes a file of no rows."""
 
     def encode(self, rows: Sequence[Row]) -> bytes:
-        """A piece that stands for itself: it knows nothing of the one before it, so that it can be made
+        """A part that stands for itself: it knows nothing of the one before it, so that it can be made
         again. The same rows always give the same bytes."""
+
+    def piece(self, parts: Sequence[bytes]) -> bytes:
+        """What is stored of these parts, one or more."""
 
 
 def encoder(format: ExportFormat, compression: Compression, columns: Sequence[Column]) -> Encoder:
@@ -47,8 +52,6 @@ def encoder(format: ExportFormat, compression: Compression, columns: Sequence[Co
                 "This server does not write Parquet: that takes `pip install 'modelharbor[parquet]'`, here and for the workers.",
                 extra="parquet",
             )
-        from .parquet import ParquetEncoder  # 75 MB that few need
-
         return ParquetEncoder(compression, columns)
     return TextEncoder(format, compression, columns)
 
@@ -73,3 +76,6 @@ class TextEncoder:
 
     def encode(self, rows: Sequence[Row]) -> bytes:
         return self._pack(self._lines(rows))
+
+    def piece(self, parts: Sequence[bytes]) -> bytes:
+        return b"".join(parts)

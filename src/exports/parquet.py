@@ -1,199 +1,37 @@
-"""Rows as Parquet, by pyarrow: the extra `modelharbor[parquet]`. Nothing imports this until it is asked for.
+"""Files of Parquet, each whole by itself, that become one in the end.
 
-The types of the columns come from what was asked for, never from what the rows hold: each piece has the
-same ones, be all its values null. Every column may be null.
+pyarrow makes them, which takes 45 MB before it has seen a row, and is much code in C++: so rows wait as
+JSON, and what comes to a file is encoded in a process that has nothing else to lose.
 """
 
-import asyncio
-from collections.abc import AsyncIterable, Awaitable, Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from typing import Any, Final
+from collections.abc import Sequence
+from typing import Final
 
 import orjson
-import pyarrow as arrow
-import pyarrow.parquet as parquet
 
 from modelharbor.db.base import Row
 
-from .columns import Column, ColumnKind
+from .columns import Column
 from .formats import Compression
-
-# Its own keeps what was freed, for each thread: 50 MB more at the peak, and slower for all that.
-arrow.set_memory_pool(arrow.system_memory_pool())
-CODECS: Final = {Compression.NONE: "none", Compression.GZIP: "gzip", Compression.ZSTD: "zstd"}
-GROUP_BYTES: Final = 8 * 1024 * 1024
-"""Of values in memory: from there on they are a row group of a joined file, however many rows that is.
-Readers skip by row groups and read them side by side; whoever writes one has all of it in memory."""
-TIME: Final = arrow.timestamp("ms", tz="UTC")
-PLAIN: Final = {
-    ColumnKind.TEXT: arrow.string(),
-    ColumnKind.WHOLE: arrow.int64(),
-    ColumnKind.NUMBER: arrow.float64(),
-    ColumnKind.BOOLEAN: arrow.bool_(),
-    ColumnKind.TIME: TIME,
-    ColumnKind.JSON: arrow.string(),
-}
 
 
 class ParquetEncoder:
-    """Each piece is a whole file; `join` makes one of them."""
+    """Nothing of pyarrow but in `piece`."""
 
     media_type: Final = "application/vnd.apache.parquet"
     suffix: Final = ".parquet"
     is_joinable: Final = False
 
     def __init__(self, compression: Compression, columns: Sequence[Column]) -> None:
-        self.columns, self.codec = tuple(columns), CODECS[compression]
-        self.schema = arrow.schema([_field(column) for column in columns])
+        self.compression, self.columns = compression, tuple(columns)
 
     def begin(self) -> bytes:
-        """A file of no rows: so that there is one to join where nothing was found."""
         return self.encode([])
 
     def encode(self, rows: Sequence[Row]) -> bytes:
-        arrays = [_array(column, [row.get(column.name) for row in rows]) for column in self.columns]
-        sink = arrow.BufferOutputStream()
-        parquet.write_table(
-            arrow.Table.from_arrays(arrays, schema=self.schema), sink, compression=self.codec
-        )
-        found: bytes = sink.getvalue().to_pybytes()
-        return found
+        return orjson.dumps(rows)
 
+    def piece(self, parts: Sequence[bytes]) -> bytes:
+        from .arrow import written
 
-def _field(column: Column) -> Any:
-    return arrow.field(column.name, _type(column))
-
-
-def _type(column: Column) -> Any:
-    if column.kind is ColumnKind.OBJECT:
-        return arrow.struct([_field(each) for each in column.of])
-    if column.kind is ColumnKind.LIST:
-        return arrow.list_(arrow.field("item", _type(column.of[0])))
-    return PLAIN[column.kind]
-
-
-def _array(column: Column, values: Sequence[Any]) -> Any:
-    """Column by column, all the way down: what lies in objects and lists, too."""
-    match column.kind:
-        case ColumnKind.OBJECT:
-            arrays = [
-                _array(each, [None if value is None else value.get(each.name) for value in values])
-                for each in column.of
-            ]
-            return arrow.StructArray.from_arrays(
-                arrays,
-                fields=[_field(each) for each in column.of],
-                mask=arrow.array([value is None for value in values], arrow.bool_()),
-            )
-        case ColumnKind.LIST:
-            ends, at = [0], 0
-            for value in values:
-                at += 0 if value is None else len(value)
-                ends.append(at)
-            return arrow.ListArray.from_arrays(
-                arrow.array(ends, arrow.int32()),
-                _array(column.of[0], [each for value in values for each in value or ()]),
-                type=_type(column),
-                mask=arrow.array([value is None for value in values], arrow.bool_()),
-            )
-        case ColumnKind.WHOLE:
-            values = [None if value is None else int(value) for value in values]
-        case ColumnKind.NUMBER:
-            values = [None if value is None else float(value) for value in values]
-        case ColumnKind.JSON:
-            values = [None if value is None else orjson.dumps(value).decode() for value in values]
-        case ColumnKind.TIME:
-            return arrow.array(values, arrow.string()).cast(TIME)
-    return arrow.array(values, PLAIN[column.kind])
-
-
-async def join(pieces: AsyncIterable[bytes], sink: Callable[[bytes], Awaitable[object]]) -> int:
-    """One file of the pieces of one encoder, `begin()` before the others; its size. `sink` is given it
-    as it is made, and no more than a row group of it is ever in memory."""
-    joining, size = _Joining(), 0
-    loop = asyncio.get_running_loop()
-    # One thread: what memory each of several keeps for itself adds up.
-    with ThreadPoolExecutor(1) as thread:
-        async for piece in pieces:
-            made = await loop.run_in_executor(thread, joining.add, piece)
-            if made:
-                await sink(made)
-                size += len(made)
-        made = await loop.run_in_executor(thread, joining.end)
-    await sink(made)
-    return size + len(made)
-
-
-class _Joining:
-    def __init__(self) -> None:
-        self._made = _Made()
-        self._schema: Any = None
-        self._codec = "none"
-        self._writer: Any = None
-        self._tables: list[Any] = []
-        self._bytes = 0
-
-    def add(self, piece: bytes) -> bytes:
-        """What there is of the joined file beyond what was answered before."""
-        file = parquet.ParquetFile(arrow.BufferReader(piece))
-        self._schema = file.schema_arrow
-        if file.metadata.num_rows:
-            self._codec = _codec_of(file.metadata)
-            table = file.read(use_threads=False)
-            self._tables.append(table)
-            self._bytes += table.nbytes
-            if self._bytes >= GROUP_BYTES:
-                self._write()
-        return self._made.taken()
-
-    def end(self) -> bytes:
-        if self._tables:
-            self._write()
-        self._open().close()
-        return self._made.taken()
-
-    def _open(self) -> Any:
-        if self._writer is None:
-            self._writer = parquet.ParquetWriter(
-                arrow.PythonFile(self._made, mode="w"), self._schema, compression=self._codec
-            )
-        return self._writer
-
-    def _write(self) -> None:
-        table = arrow.concat_tables(self._tables)
-        self._tables, self._bytes = [], 0
-        self._open().write_table(table, row_group_size=table.num_rows)
-
-
-def _codec_of(metadata: Any) -> str:
-    """As pieces are, so is what is made of them."""
-    found: str = metadata.row_group(0).column(0).compression
-    return "none" if found == "UNCOMPRESSED" else found.lower()
-
-
-class _Made:
-    """A file that is taken away while it is written."""
-
-    closed = False
-
-    def __init__(self) -> None:
-        self._pieces: list[bytes] = []
-        self._size = 0
-
-    def write(self, data: bytes) -> int:
-        self._pieces.append(bytes(data))
-        self._size += len(data)
-        return len(data)
-
-    def tell(self) -> int:
-        return self._size
-
-    def flush(self) -> None:
-        pass
-
-    def close(self) -> None:
-        self.closed = True
-
-    def taken(self) -> bytes:
-        pieces, self._pieces = self._pieces, []
-        return b"".join(pieces)
+        return written(self.columns, self.compression, map(orjson.loads, parts))

@@ -7,6 +7,7 @@ breaks off: whatever goes wrong once it has begun cuts the connection.
 
 import asyncio
 import logging
+from collections import Counter
 from contextlib import aclosing
 from typing import TYPE_CHECKING, Any, Final
 
@@ -24,6 +25,7 @@ from modelharbor.errors import (
     MethodNotAllowed,
     OperationTooComplex,
     PersistedQueryNotFound,
+    RateLimited,
     Timeout,
     Unavailable,
 )
@@ -54,6 +56,7 @@ STREAMED: Final = {"jsonl": ExportFormat.JSONL, "csv": ExportFormat.CSV}
 PIECE_BYTES: Final = 64 * 1024
 """Handed to the connection at once: it holds no more than two of them for a client that takes nothing."""
 MOST_WAIT_SECONDS: Final = 5.0  # before a look whether there is budget again
+RETRY_SECONDS: Final = 1  # until there may be a place
 
 
 def export_stream_routes(operations: "Operations") -> list[BaseRoute]:
@@ -61,23 +64,27 @@ def export_stream_routes(operations: "Operations") -> list[BaseRoute]:
 
 
 class ExportStream:
-    """The ASGI application there, and how many it sends to."""
+    """The ASGI application there, and to whom it sends how many."""
 
     def __init__(self, operations: "Operations") -> None:
         self.operations = operations
-        self.running = 0
+        self.running: Counter[str] = Counter()  # by who asked: see `_asker`
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         request = Incoming(scope, receive)
         try:
-            query, made = await self.prepare(request)
-            await self.serve(request, query, made, send)
+            query, made, asker = await self.prepare(request)
+            await self.serve(request, query, made, asker, send)
         except InvalidDocument as error:
             problems = with_request_id(scope, list(error.problems))
             await json_response({"errors": problems}, 400)(scope, receive, send)
         except BudgetSpent as error:
             told = {name.decode(): value.decode() for name, value in budget_headers(error.charge)}
             await error_response(scope, error, told)(scope, receive, send)
+        except RateLimited as error:
+            await error_response(scope, error, {"retry-after": str(RETRY_SECONDS)})(
+                scope, receive, send
+            )
         except MethodNotAllowed as error:
             await error_response(scope, error, {"allow": "GET, POST"})(scope, receive, send)
         except PersistedQueryNotFound as error:
@@ -87,8 +94,8 @@ class ExportStream:
 
     # ---- what may run
 
-    async def prepare(self, request: Incoming) -> tuple[ExportQuery, Encoder]:
-        """Raises InvalidDocument and HarborErrors for what cannot run, as /graphql does."""
+    async def prepare(self, request: Incoming) -> tuple[ExportQuery, Encoder, str]:
+        """With who asks. Raises InvalidDocument and HarborErrors for what cannot run, as /graphql does."""
         budgets, principal = request.state["budgets"], self.operations.principal(request)
         exhausted = budgets.exhausted(*principal)
         if exhausted is not None:
@@ -102,9 +109,11 @@ class ExportStream:
             if error.status < 500:
                 budgets.owe(*principal, BAD_DOCUMENT)
             raise
-        request.state["persisted"].check(resolved, await self.viewer(request))
+        viewer = await self.viewer(request)
+        request.state["persisted"].check(resolved, viewer)
         request.state["persisted"].used(resolved)
-        return query, encoder(format, Compression.NONE, query.columns)
+        made = encoder(format, Compression.NONE, query.columns)
+        return query, made, self._asker(request, viewer)
 
     async def _prepared(self, request: Incoming) -> tuple[Resolved, ExportQuery, ExportFormat]:
         if request.method not in {"GET", "POST"}:
@@ -144,12 +153,12 @@ class ExportStream:
 
     # ---- sending
 
-    async def serve(self, request: Incoming, query: ExportQuery, made: Encoder, send: Send) -> None:
+    async def serve(
+        self, request: Incoming, query: ExportQuery, made: Encoder, asker: str, send: Send
+    ) -> None:
         """Raises what goes wrong before the first row is sent, and after that where nothing can be cut."""
-        limit = self.operations.settings.max_export_streams
-        if self.running >= limit:
-            raise Unavailable(f"{limit} exports are being sent, the limit; try again, or as a job.")
-        self.running += 1
+        self._check_room(asker)
+        self.running[asker] += 1
         sending = asyncio.ensure_future(_Sending(self, request, query, made, send).run())
         leaving = asyncio.ensure_future(gone(request.receive))
         try:
@@ -158,9 +167,29 @@ class ExportStream:
                 request.scope[CUT_OFF]()
                 await leaving  # the server knows then that there is no more to come
         finally:
-            self.running -= 1
+            self.running[asker] -= 1
+            if not self.running[asker]:
+                del self.running[asker]
             leaving.cancel()
             await ended(sending)
+
+    def _check_room(self, asker: str) -> None:
+        """Nobody may have all places: whoever takes the rows slowly holds one for long."""
+        most = self.operations.settings.max_export_streams
+        share = max(1, most // 2)
+        if self.running[asker] >= share:
+            raise RateLimited(
+                f"Of {most} places for exports here you hold {share}, your share; try again, or as a job.",
+                retryAfter=RETRY_SECONDS,
+            )
+        if self.running.total() >= most:
+            raise Unavailable(f"{most} exports are being sent, the limit; try again, or as a job.")
+
+    def _asker(self, request: Incoming, viewer: Viewer) -> str:
+        """One person with all their tokens, or one address without any."""
+        if viewer.user_id is not None:
+            return f"user:{viewer.user_id}"
+        return self.operations.principal(request, viewer).name
 
     async def viewer(self, request: Incoming) -> Viewer:
         """Who asks, as what they are now."""

@@ -63,23 +63,12 @@ async def put_export(
 
     async def work(session: AsyncClientSession) -> Row:
         jobs = database.data["jobs"]
-        mine = {"kind": JobKind.EXPORT.value, "created_by_id": user_id, "state": {"$in": OPEN}}
         same = {"kind": JobKind.EXPORT.value, "idempotency_key": stored_key}
         known = stored_key and await jobs.find_one(
             same, {"_id": 1}, session=session, max_time_ms=database.query_timeout_ms
         )
         if not known:
-            open_exports = await jobs.count_documents(
-                mine,
-                limit=settings.max_exports,
-                session=session,
-                maxTimeMS=database.query_timeout_ms,
-            )
-            if open_exports >= settings.max_exports:
-                raise Refused(
-                    ErrorCode.QUOTA_EXCEEDED,
-                    f"{settings.max_exports} exports of yours wait or run already: wait for one of them, or cancel one.",
-                )
+            await refuse_too_many_exports(database, session, user_id, settings.max_exports)
         job = await put_job(
             database,
             session,
@@ -98,7 +87,28 @@ async def put_export(
             )
         return job
 
-    return await database.transaction(work)
+    return await database.transaction(work, turn=("exports", user_id))
+
+
+async def refuse_too_many_exports(
+    database: Database, session: AsyncClientSession, user_id: ObjectId, most: int
+) -> None:
+    """Within the transaction that makes one more of them wait."""
+    # Two at once must not both count one too few: the second collides here and starts anew.
+    await database.data["actors"].update_one(
+        {"_id": user_id}, {"$inc": {"turn": 1}}, session=session
+    )
+    waiting = await database.data["jobs"].count_documents(
+        {"kind": JobKind.EXPORT.value, "created_by_id": user_id, "state": {"$in": OPEN}},
+        limit=most,
+        session=session,
+        maxTimeMS=database.query_timeout_ms,
+    )
+    if waiting >= most:
+        raise Refused(
+            ErrorCode.QUOTA_EXCEEDED,
+            f"{most} exports of yours wait or run already: wait for one of them, or cancel one.",
+        )
 
 
 # What came of one --------------------------------------------------------------------------------

@@ -18,6 +18,7 @@ from modelharbor.jobs.put import put_again, put_job
 from modelharbor.jobs.states import change_state
 from modelharbor.settings import Settings
 
+from .exports import refuse_too_many_exports
 from .folders import allowed_folder, valid_folder
 from .imports import refuse_import
 from .names import valid_comment, valid_idempotency_key, valid_model_name
@@ -285,11 +286,16 @@ async def _cancel_children(
 
 
 async def retry_job(
-    database: Database, viewer: Viewer | None, *, job_id: ObjectId, comment: str | None = None
+    database: Database,
+    viewer: Viewer | None,
+    *,
+    job_id: ObjectId,
+    comment: str | None = None,
+    max_exports: int | None = None,
 ) -> Row:
     """FAILED, DEAD or CANCELLED → QUEUED, with all its attempts to come, from the beginning.
 
-    For the same people as `cancel_job`.
+    For the same people as `cancel_job`. `max_exports`: so many of the viewer's own wait or run at once.
     """
     actor_id = None if viewer is None else viewer.person_id()
     comment = valid_comment(comment)
@@ -305,6 +311,9 @@ async def retry_job(
                 "Jobs below it have not ended: cancel them, or wait until they have.",
                 "id",
             )
+        is_export = job["kind"] == JobKind.EXPORT.value
+        if max_exports is not None and is_export and job["created_by_id"] == actor_id is not None:
+            await refuse_too_many_exports(database, session, actor_id, max_exports)
         return await put_again(database, session, job, actor_id=actor_id, comment=comment)
 
     return await database.transaction(work)

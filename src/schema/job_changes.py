@@ -89,6 +89,7 @@ class JobMutation:
             context.person,
             job_id=object_id(input.id, "Job", "id"),
             comment=input.comment,
+            max_exports=context.settings.max_exports,
         )
         return await _told(info, row)
 

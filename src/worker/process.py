@@ -5,6 +5,8 @@ import os
 import signal
 import threading
 from collections.abc import Collection, Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
 from typing import Final, NoReturn
 
 import sentry_sdk
@@ -21,6 +23,7 @@ from .tools import HandlerSpec
 
 END_SECONDS: Final = 4.5  # after the drain, at most: handlers may have threads that nobody can stop
 REPORT_SECONDS: Final = 2.0  # for what Sentry has not been sent yet
+AUTOGROUP: Final = Path("/proc/self/autogroup")
 
 
 def be_worker(
@@ -31,6 +34,7 @@ def be_worker(
     schedule: Sequence[Periodic] = SCHEDULE,
 ) -> NoReturn:
     """Until SIGINT or SIGTERM; then the process ends, with 0."""
+    give_way(settings.worker_nice)
     configure_logging(settings)
     init_sentry(settings)
     try:
@@ -40,6 +44,21 @@ def be_worker(
     sentry_sdk.flush(REPORT_SECONDS)
     # Nothing is left to do, and Python's own end waits for threads.
     os._exit(0)
+
+
+def give_way(nice: int) -> None:
+    """To whoever answers requests, or is asked by them, on the same machine: jobs can wait.
+
+    Linux shares the processor out by sessions first, where it groups them (sched(7)): there the niceness
+    of a process says nothing to those of other sessions, and that of the session is set too, if it is
+    this process's own.
+    """
+    if nice == 0 or not hasattr(os, "nice"):
+        return
+    os.nice(nice)
+    if os.getsid(0) == os.getpid():
+        with suppress(OSError):  # not grouped, or not to be changed now
+            AUTOGROUP.write_text(str(nice))
 
 
 async def _work(

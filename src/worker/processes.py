@@ -9,9 +9,10 @@ from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import asynccontextmanager
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 
 T = TypeVar("T")
+IDLE_SECONDS: Final = 30.0  # then the processes end, with the memory that they have
 
 
 class Processes:
@@ -25,6 +26,8 @@ class Processes:
     def __init__(self, most: int) -> None:
         self._most = most
         self._pool: ProcessPoolExecutor | None = None
+        self._at_work = 0
+        self._rest: asyncio.TimerHandle | None = None
 
     async def run(self, function: Callable[..., T], *arguments: Any) -> T:
         """Raises BrokenProcessPool when the process dies of it, or dies of another's work."""
@@ -33,6 +36,9 @@ class Processes:
                 self._most, multiprocessing.get_context("spawn"), initializer=_begin
             )
         pool = self._pool
+        self._at_work += 1
+        if self._rest is not None:
+            self._rest.cancel()
         try:
             return await asyncio.get_running_loop().run_in_executor(pool, function, *arguments)
         except BrokenProcessPool:
@@ -40,9 +46,15 @@ class Processes:
                 self._pool = None
                 pool.shutdown(wait=False)
             raise
+        finally:
+            self._at_work -= 1
+            if self._at_work == 0:
+                self._rest = asyncio.get_running_loop().call_later(IDLE_SECONDS, self.end)
 
     def end(self) -> None:
         """At once: what still runs is nobody's any more."""
+        if self._rest is not None:
+            self._rest.cancel()
         pool, self._pool = self._pool, None
         if pool is None:
             return

@@ -8,12 +8,14 @@ import signal
 import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import orjson
 import pyarrow.parquet as parquet
 import pytest
 
 from modelharbor.cli.bars import RowsBoard, shown_rows
+from modelharbor.cli.export import Format, Packing, kind_of
 from modelharbor.client import Exporting, Progress, Step
 from modelharbor.db.actors import ActorDocument
 from modelharbor.db.models import Visibility
@@ -77,8 +79,11 @@ async def test_rows_are_written_by_a_job_and_fetched(run: Run, quay: Quay, tmp_p
     assert typed == Done(0, "", "")
     assert parquet.read_table(tmp_path / "rows.parquet").to_pylist() == ROWS
     fetched = await run("export", "--job", told["job_id"], "-o", "again.csv.gz")
-    assert fetched.code == 0
+    assert (fetched.code, fetched.err) == (0, "")
     assert (tmp_path / "again.csv.gz").read_bytes() == (tmp_path / "rows.csv.gz").read_bytes()
+    other = await run("export", "--job", told["job_id"], "-o", "again.parquet")
+    assert other.code == 0
+    assert other.err == f"again.parquet is what the server calls {told['file_name']}.\n"
     assert len(await quay.rows("jobs", kind="EXPORT")) == 3
     assert not list(tmp_path.glob("*.part*"))
 
@@ -147,6 +152,28 @@ async def test_an_interrupt_cancels_the_job(run: Run, quay: Quay, tmp_path: Path
     assert rows((tmp_path / "rows").read_bytes()) == ROWS
 
 
+@pytest.mark.parametrize(
+    ("name", "options", "expected"),
+    [
+        ("rows", {}, (Format.JSONL, Packing.NONE)),
+        ("rows", {"compression": Packing.ZSTD}, (Format.JSONL, Packing.ZSTD)),
+        ("rows.gz", {"format": Format.CSV}, (Format.CSV, Packing.GZIP)),
+        ("a.b/ROWS.NDJSON.ZST", {}, (Format.JSONL, Packing.ZSTD)),
+        ("rows.2026-01.csv", {}, (Format.CSV, Packing.NONE)),
+        ("rows.txt", {"format": Format.CSV}, (Format.CSV, Packing.NONE)),
+        ("rows.txt.gz", {"format": Format.JSONL}, (Format.JSONL, Packing.GZIP)),
+        ("rows.jsonl.gz", {"compression": Packing.GZIP}, (Format.JSONL, Packing.GZIP)),
+        ("rows.parquet", {}, (Format.PARQUET, Packing.ZSTD)),
+        ("rows.parquet", {"compression": Packing.NONE}, (Format.PARQUET, Packing.NONE)),
+    ],
+)
+def test_a_name_says_what_a_file_is(
+    name: str, options: dict[str, Any], expected: tuple[Format, Packing]
+) -> None:
+    given = {"format": None, "compression": None, **options}
+    assert kind_of(Path(name), **given) == expected
+
+
 # ---- straight
 
 
@@ -177,15 +204,36 @@ async def test_rows_are_streamed_to_a_file_or_a_pipe(run: Run, quay: Quay, tmp_p
         (["--query", "q.graphql", "--stream", "--compression", "gzip"], "--stream is jsonl or csv"),
         (["--query", "q.graphql", "--variables", "[]"], "a JSON object, or @FILE"),
         (["--query", "q.graphql", "--variables", "{"], "a JSON object, or @FILE"),
+        (["--query", "q.graphql", "-o", "x.xlsx"], "x.xlsx: .xlsx is none of the formats: .jsonl"),
+        (["--query", "q.graphql", "-o", "x.csv.xz"], "x.csv.xz: .xz is none of the formats"),
+        (["--query", "q.graphql", "-o", "x.json.gz"], "x.json.gz: .json is none of the formats"),
+        (["--query", "q.graphql", "-o", "x.csv", "--format", "parquet"], "x.csv would not be csv"),
+        (["--query", "q.graphql", "-o", "x.parquet.gz"], "parquet is compressed within"),
+        (
+            ["--query", "q.graphql", "-o", "x.csv.gz", "--compression", "zstd"],
+            "x.csv.gz has to end in .zst",
+        ),
+        (
+            ["--query", "q.graphql", "-o", "x.csv.gz", "--compression", "none"],
+            "x.csv.gz has to end in neither .gz nor .zst",
+        ),
+        (["--query", "q.graphql", "-o", "x.csv", "--compression", "gzip"], "x.csv has to end in"),
+        (["--query", "q.graphql", "-o", "x.csv.gz", "--stream"], "--stream is jsonl or csv"),
     ],
 )
 async def test_a_mistyped_command_is_told(
     arguments: list[str], line: str, run: Run, tmp_path: Path
 ) -> None:
     (tmp_path / "q.graphql").write_text(QUERY)
-    done = await run("export", *arguments, "-o", "rows")
+    done = await run("export", "-o", "rows", *arguments)
     assert (done.code, done.out) == (2, "")
     assert line in done.err
+
+
+async def test_a_query_that_is_no_text_is_told(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "q.graphql").write_bytes(b"\xff\xfe{")
+    done = await run("export", "--query", "q.graphql", "-o", "rows")
+    assert done == Done(1, "", "modelharbor: q.graphql is no text in UTF-8.\n")
 
 
 async def test_what_the_server_refuses_is_told_and_leaves_nothing(
@@ -199,6 +247,9 @@ async def test_what_the_server_refuses_is_told_and_leaves_nothing(
     assert await run("export", "--query", "q.graphql", "-o", "-") == Done(
         2, "", "modelharbor: Invalid value: -o - takes --stream. (--help tells more)\n"
     )
+    stranger = await run("export", "--query", "q.graphql", "-o", "rows", "--token", "mh_no")
+    assert stranger.code == 1
+    assert "The token is not valid" in stranger.err
     assert not list(tmp_path.glob("rows*"))
     away = await run("export", "--query", "q.graphql", "-o", "none/rows", "--stream")
     assert away == Done(1, "", "modelharbor: none/rows.part: No such file or directory\n")

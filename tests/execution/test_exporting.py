@@ -17,7 +17,14 @@ from modelharbor.db.actors import ActorDocument, ActorKind, Role
 from modelharbor.db.base import Row
 from modelharbor.db.connection import Database
 from modelharbor.db.models import ModelDocument, ModelState, Visibility
-from modelharbor.errors import BadRequest, BadUserInput, HarborError, NotFound, OperationTooComplex
+from modelharbor.errors import (
+    BadRequest,
+    BadUserInput,
+    Conflict,
+    HarborError,
+    NotFound,
+    OperationTooComplex,
+)
 from modelharbor.execution import exporting
 from modelharbor.execution.documents import InvalidDocument
 from modelharbor.execution.exporting import Batch, ExportQuery, prepare_export
@@ -69,9 +76,13 @@ def prepared(ask: Asker, text: str, **variables: Any) -> ExportQuery:
 
 
 async def batches_of(
-    ask: Asker, query: ExportQuery, viewer: Viewer = ANONYMOUS, after: str | None = None
+    ask: Asker,
+    query: ExportQuery,
+    viewer: Viewer = ANONYMOUS,
+    after: str | None = None,
+    parent: str | None = None,
 ) -> AsyncIterator[Batch]:
-    async with aclosing(query.batches(lambda: context_of(ask, viewer), after)) as batches:
+    async with aclosing(query.batches(lambda: context_of(ask, viewer), after, parent)) as batches:
         async for batch in batches:
             yield batch
 
@@ -406,6 +417,42 @@ async def test_other_connections(database: Database, ask: Asker) -> None:
     wanted = await ask(contents.replace("$hash)", "$hash, first: 100)"), eve, hash=f"{2:064x}")
     assert held == wanted.data["blob"]["nodes"]
     assert len(held) > 4
+
+
+@pytest.mark.parametrize(
+    "chain",
+    [
+        'model(owner: "ada", name: "m") { latestVersion {',
+        'a: resolve(ref: "ada/m") { b: model { latestVersion {',
+    ],
+)
+async def test_all_rows_are_of_one_version(
+    database: Database, ask: Asker, monkeypatch: pytest.MonkeyPatch, chain: str
+) -> None:
+    """Where the name that leads to it moves meanwhile, it ends: also where it was left, and is gone on
+    with."""
+    monkeypatch.setattr(exporting, "MOST_ROWS", 5)
+    files = {f"{number:02}.bin": number for number in range(40)}
+    model = await insert_model(await insert_actor("ada"), "m")
+    await insert_version(database, model, files)
+    text = "{" + chain + "files { nodes { path } }" + "}" * (chain.count("{") + 1)
+    query = prepared(ask, text)
+
+    done = []
+    with pytest.raises(Conflict, match="was of another object when this began"):
+        async for batch in batches_of(ask, query):
+            done.append(batch)
+            if len(done) == 1:
+                await insert_version(database, model, files)
+    paths = [row["path"] for batch in done for row in batch.rows]
+    assert paths == sorted(files)[: len(paths)]
+    assert 0 < len(paths) < 40
+    with pytest.raises(Conflict):
+        _ = [
+            batch
+            async for batch in batches_of(ask, query, after=done[0].after, parent=done[0].parent)
+        ]
+    assert len(await exported(ask, text)) == 40
 
 
 async def test_what_became_of_files_is_counted_too(database: Database, ask: Asker) -> None:

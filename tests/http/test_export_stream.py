@@ -386,6 +386,32 @@ async def test_what_is_not_taken_is_not_read(settings: Settings, encoded: list[i
         assert not is_whole
 
 
+async def test_nobody_has_all_places(settings: Settings, encoded: list[int]) -> None:
+    """One person with all their tokens, or one address without any, has half of them."""
+    changed = settings.model_copy(update={"max_export_streams": 3})
+    async with stalled(changed) as (served, _):
+        _, other = await issue_token(
+            served.database, served.user_id, "other", [Permission.READ], None
+        )
+        for token in (served.token, other):
+            mine = await streamed(served, token, query=NAMES)
+            assert (mine.status_code, codes(mine)) == (429, ["RATE_LIMITED"])
+            assert mine.headers["retry-after"] == "1"
+        anybody = Reader(served, None, LARGE)
+        with closing(anybody.socket):
+            await anybody.begin()
+            again = await streamed(served, query=NAMES)
+            assert (again.status_code, codes(again)) == (429, ["RATE_LIMITED"])
+            bob = await insert_actor("bob")
+            _, token = await issue_token(served.database, bob.id, "t", [Permission.READ], None)
+            assert len(names(await streamed(served, token, query=NAMES))) == 1000
+
+        async def is_over() -> bool:
+            return (await streamed(served, query=NAMES)).status_code == 200
+
+        await until(is_over)  # with who has gone goes their place
+
+
 async def test_a_client_that_reads_on_gets_all(settings: Settings, encoded: list[int]) -> None:
     async with stalled(settings) as (_, reader):
         found, is_whole = await reader.rest()

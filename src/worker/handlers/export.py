@@ -6,13 +6,13 @@ after which to go on: whoever takes the job over does that one piece again, and 
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
 from contextlib import aclosing
 from datetime import UTC, datetime, timedelta
 from typing import Final
 
 import orjson
 from pymongo.asynchronous.client_session import AsyncClientSession
+from rich.filesize import decimal
 
 from modelharbor.auth.links import DownloadLinks, secret_key
 from modelharbor.context import Context
@@ -27,17 +27,17 @@ from modelharbor.exports.formats import Compression, ExportFormat
 from modelharbor.resolvers.exports import piece_key, pieces_of, remove_pieces
 from modelharbor.schema import schema
 from modelharbor.worker.interruptions import JobCancelled
+from modelharbor.worker.joining import join_pieces
 from modelharbor.worker.tools import Tools
 
 from .checkpoints import Checkpoint
 
 PIECE_SECONDS: Final = 1.0
-PIECE_BYTES: Final = (
-    4 * 1024 * 1024
-)  # of a piece: as it is stored; as JSON, where it is encoded whole
-MEGABYTE: Final = 1_000_000
+PIECE_BYTES: Final = 4 * 1024 * 1024
+"""Of a piece: as it is stored, or as JSON where it becomes a file of its own."""
 BEGINNING: Final[Row] = {
     "after": None,
+    "parent": None,  # what the rows are of
     "rows": 0,
     "bytes": 0,
     "truncated": 0,
@@ -130,7 +130,8 @@ class _Exporting:
 
     async def write(self) -> None:
         piece = _Piece(self.encoder, is_first=not self.done.values["pieces"])
-        batches = self.query.batches(self.context, self.done.values["after"])
+        done = self.done.values
+        batches = self.query.batches(self.context, done["after"], done["parent"])
         async with aclosing(batches):
             async for batch in batches:
                 await piece.add(batch)
@@ -145,7 +146,7 @@ class _Exporting:
     async def put(self, piece: "_Piece", *, is_whole: bool = False) -> None:
         """The piece, then the checkpoint that names it."""
         before = self.done.values
-        contents = await piece.contents()
+        contents = await self.contents(piece)
         pieces = before["pieces"]
         if contents:
             name = f"{len(pieces)}-{self.job['token']}"
@@ -154,6 +155,7 @@ class _Exporting:
         await self.advance(
             {
                 "after": piece.after or before["after"],
+                "parent": piece.parent or before["parent"],
                 "rows": before["rows"] + piece.rows,
                 "bytes": before["bytes"] + len(contents),
                 "truncated": before["truncated"] + piece.truncated,
@@ -164,44 +166,20 @@ class _Exporting:
             }
         )
 
+    async def contents(self, piece: "_Piece") -> bytes:
+        if not piece.parts:
+            return b""
+        if self.encoder.is_joinable:
+            return self.encoder.piece(piece.parts)
+        return await self.tools.apart(self.encoder.piece, piece.parts)
+
     async def join(self) -> None:
-        """One file of them, in the store as it is made."""
-        from modelharbor.exports.parquet import join  # which needs an extra
-
+        """One file of them."""
         tools, job_id, token = self.tools, self.job["_id"], self.job["token"]
-        parts = pieces_of(job_id, self.done.values)
-        made: asyncio.Queue[bytes | None] = asyncio.Queue(1)
-        size = 0
-
-        async def pieces() -> AsyncIterator[bytes]:
-            for number, part in enumerate(parts, 1):
-                tools.report(
-                    self.done.values["rows"], message=f"Joining {number} of {len(parts)} pieces"
-                )
-                yield await tools.storage.read_range(part.key, 0, part.size_bytes)
-
-        async def joined() -> AsyncIterator[bytes]:
-            while (part := await made.get()) is not None:
-                yield part
-
-        async def joining() -> None:
-            nonlocal size
-            size = await join(pieces(), made.put)
-            await made.put(None)
-
+        parts = [(part.key, part.size_bytes) for part in pieces_of(job_id, self.done.values)]
+        tools.report(self.done.values["rows"], message=f"Joining {len(parts)} pieces")
         name = f"whole-{token}"
-        putting = asyncio.create_task(tools.storage.put(piece_key(job_id, name), joined()))
-        work = asyncio.create_task(joining())
-        try:
-            # The one that fails says why: the other one would wait for it for ever.
-            await asyncio.wait({putting, work}, return_when=asyncio.FIRST_EXCEPTION)
-            for task in (work, putting):
-                if task.done():
-                    await task
-            await putting
-        finally:
-            for task in (work, putting):
-                task.cancel()
+        size = await tools.apart(join_pieces, tools.settings, parts, piece_key(job_id, name))
         await self.advance({"pieces": [[name, size]], "bytes": size, "is_joined": True})
         kept = pieces_of(job_id, self.done.values)
         await remove_pieces(tools.storage, job_id, up_to=token, kept=kept)
@@ -250,11 +228,10 @@ class _Piece:
     def __init__(self, encoder: Encoder, *, is_first: bool) -> None:
         self._encoder = encoder
         self._began = time.monotonic()
-        self._parts = [encoder.begin()] if is_first else []
-        self._waiting: list[Row] = []
-        self._is_first = is_first
+        self.parts = [encoder.begin()] if is_first else []
         self.rows = self.truncated = self.faults = self.size_bytes = 0
         self.after: str | None = None
+        self.parent: str | None = None
 
     @property
     def is_full(self) -> bool:
@@ -264,23 +241,12 @@ class _Piece:
         self.rows += len(batch.rows)
         self.truncated += batch.truncated
         self.faults += len(batch.faults)
-        self.after = batch.after
-        if self._encoder.is_joinable:
-            # In a thread: meanwhile the next batch comes in.
-            part = await asyncio.to_thread(self._encoder.encode, batch.rows)
-            self._parts.append(part)
-            self.size_bytes += len(part)
-        else:
-            self._waiting += batch.rows
-            self.size_bytes += batch.size_bytes
-
-    async def contents(self) -> bytes:
-        if not self._encoder.is_joinable:
-            if not self._waiting and not self._is_first:
-                return b""
-            return await asyncio.to_thread(self._encoder.encode, self._waiting)
-        return b"".join(self._parts)
+        self.after, self.parent = batch.after, batch.parent
+        # In a thread: meanwhile the next batch comes in.
+        part = await asyncio.to_thread(self._encoder.encode, batch.rows)
+        self.parts.append(part)
+        self.size_bytes += len(part)
 
 
 def _size(count: int) -> str:
-    return f"{count / MEGABYTE:,.1f} MB written"
+    return f"{decimal(count)} written"

@@ -21,7 +21,7 @@ from modelharbor.db.base import Row, utc_now
 from modelharbor.db.jobs import JobKind
 from modelharbor.db.models import Visibility
 from modelharbor.db.tokens import Permission
-from modelharbor.errors import ErrorCode, Forbidden, Gone, NotFound, Refused
+from modelharbor.errors import Conflict, ErrorCode, Forbidden, Gone, NotFound, Refused
 from modelharbor.execution import exporting
 from modelharbor.exports.formats import Compression, ExportFormat
 from modelharbor.inspection.fence import open_fence
@@ -40,10 +40,11 @@ from modelharbor.worker.handlers.checkpoints import Checkpoint
 from modelharbor.worker.handlers.export import export_rows
 from modelharbor.worker.handlers.garbage_collect import collect_garbage
 from modelharbor.worker.interruptions import LeaseLost
+from modelharbor.worker.joining import join_pieces
 from modelharbor.worker.processes import open_processes
 from modelharbor.worker.reports import Reports
 from modelharbor.worker.tools import Shared, Tools
-from tests.documents import START, insert_actor, insert_model, viewer_of
+from tests.documents import START, insert_actor, insert_model, insert_version, viewer_of
 from tests.worker.handlers.conftest import Yard
 
 pytestmark = pytest.mark.anyio
@@ -128,7 +129,7 @@ async def test_rows_become_a_file(yard: Yard, small: None) -> None:
     ]
     progress = job["progress"]
     assert (progress["current"], progress["total"], progress["unit"]) == (30, 30, "rows")
-    assert progress["message"] == "0.0 MB written"
+    assert progress["message"] == f"{len(data)} bytes written"
     # In pieces, which any part of the file goes across.
     assert len(stored(yard, job)) == len(job["checkpoint"]["pieces"]) == 5
     for _ in range(20):
@@ -205,7 +206,7 @@ async def shared(yard: Yard) -> AsyncIterator[Shared]:
 def killed_at(monkeypatch: pytest.MonkeyPatch, at: int) -> Iterator[list[str]]:
     """Before or after the so many-th write of the handler, to the store or to the database."""
     seen: list[str] = []
-    put, advance = BlobStore.put, Checkpoint.advance
+    put, advance, apart = BlobStore.put, Checkpoint.advance, Tools.apart
 
     def see(what: str) -> None:
         seen.append(what)
@@ -222,8 +223,17 @@ def killed_at(monkeypatch: pytest.MonkeyPatch, at: int) -> Iterator[list[str]]:
         await advance(self, work)
         see("after its name")
 
+    async def apart_or_die(self: Tools, function: Any, *arguments: Any) -> Any:
+        if function is not join_pieces:
+            return await apart(self, function, *arguments)
+        see("before the whole")  # which another process puts
+        made = await apart(self, function, *arguments)
+        see("after the whole")
+        return made
+
     with monkeypatch.context() as patch:
         patch.setattr(BlobStore, "put", put_or_die)
+        patch.setattr(Tools, "apart", apart_or_die)
         patch.setattr(Checkpoint, "advance", advance_or_die)
         yield seen
 
@@ -278,6 +288,25 @@ async def test_it_goes_on_from_the_last_piece_wherever_it_is_killed(
     # Four places for each of four pieces, and two for the end.
     assert began[:18] == [*[0] * 3, *[7] * 4, *[14] * 4, *[21] * 4, *[24] * 3]
     assert len(began) == (18 if format is not ExportFormat.PARQUET else 22)
+
+
+async def test_rows_are_of_one_version_over_all_attempts(
+    yard: Yard, shared: Shared, small: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What leads to it moves between two attempts: the second one does not go on with another's rows."""
+    ada = await insert_actor("ada")
+    model = await insert_model(ada, "m")
+    files = {f"{number:02}.bin": number for number in range(20)}
+    await insert_version(yard.database, model, files)
+    query = '{ model(owner: "ada", name: "m") { latestVersion { files { nodes { path } } } } }'
+    attempts = Attempts(yard, shared, await put(yard, viewer_of(ada), query))
+    with killed_at(monkeypatch, 4), pytest.raises(Killed):
+        await attempts.run()
+    row = await yard.hall.job(attempts.job["_id"])
+    assert row["checkpoint"]["rows"] == 7
+    await insert_version(yard.database, model, files)
+    with pytest.raises(Conflict):
+        await attempts.run()
 
 
 async def test_two_workers_at_once_do_not_mix(yard: Yard, shared: Shared, small: None) -> None:

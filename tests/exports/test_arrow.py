@@ -8,9 +8,10 @@ import pyarrow as arrow
 import pyarrow.parquet as parquet
 import pytest
 
+from modelharbor.db.base import Row
+from modelharbor.exports.arrow import GROUP_BYTES, joined, schema_of, written
 from modelharbor.exports.columns import Column, ColumnKind
 from modelharbor.exports.formats import Compression
-from modelharbor.exports.parquet import GROUP_BYTES, ParquetEncoder, join
 
 pytestmark = pytest.mark.anyio
 TEXT = Column("", ColumnKind.TEXT)
@@ -32,9 +33,8 @@ COLUMNS = (
 
 def test_types_come_from_the_columns() -> None:
     """And not from rows of which none has a value."""
-    made = ParquetEncoder(Compression.ZSTD, COLUMNS)
     nothing = dict.fromkeys((column.name for column in COLUMNS), None)
-    for data in (made.begin(), made.encode([nothing])):
+    for data in (file_of(), file_of([]), file_of([nothing])):
         assert parquet.read_schema(io.BytesIO(data)).equals(
             arrow.schema(
                 [
@@ -52,7 +52,7 @@ def test_types_come_from_the_columns() -> None:
                 ]
             )
         )
-    assert parquet.read_table(io.BytesIO(made.encode([nothing]))).to_pylist() == [nothing]
+    assert parquet.read_table(io.BytesIO(file_of([nothing]))).to_pylist() == [nothing]
 
 
 @pytest.mark.parametrize(
@@ -66,9 +66,12 @@ def test_types_come_from_the_columns() -> None:
 async def test_a_joined_file_is_compressed_as_its_pieces(
     compression: Compression, codec: str
 ) -> None:
-    made = ParquetEncoder(compression, COLUMNS[:2])
-    pieces = [made.encode([{"id": str(number), "sizeBytes": number}]) for number in range(3)]
-    whole = await joined([made.begin(), *pieces])
+    columns = COLUMNS[:2]
+    pieces = [
+        written(columns, compression, [[{"id": str(number), "sizeBytes": number}]])
+        for number in range(3)
+    ]
+    whole = await whole_of([written(columns, compression, []), *pieces])
     metadata = parquet.ParquetFile(io.BytesIO(whole)).metadata
     assert (metadata.num_rows, metadata.num_row_groups) == (3, 1)
     assert {metadata.row_group(0).column(at).compression for at in range(2)} == {codec}
@@ -76,51 +79,45 @@ async def test_a_joined_file_is_compressed_as_its_pieces(
 
 async def test_large_pieces_are_row_groups_and_are_handed_on_at_once() -> None:
     """In as much memory as one takes, however many there are."""
-    made = ParquetEncoder(Compression.NONE, COLUMNS[:1])
+    columns = COLUMNS[:1]
     rows = [{"id": f"{number:032x}" * 32} for number in range(1024)]  # 1 MiB
-    piece, count = made.encode(rows), 64
+    piece, count = written(columns, Compression.NONE, [rows[:512], rows[512:]]), 64
     process = psutil.Process()
     asked = held = most = size = 0
 
     async def pieces() -> AsyncIterator[bytes]:
         nonlocal asked
-        yield made.begin()
+        yield written(columns, Compression.NONE, [])
         for _ in range(count):
             asked += 1
             yield piece
 
-    async def sink(data: bytes) -> None:
-        nonlocal most, size, held
-        size += len(data)
-        held = max(held, asked * len(piece) - size)
-        most = max(most, process.memory_info().rss)
-
-    await join(pieces(), sink)  # what is allocated once
-    asked = size = held = most = 0
-    before = process.memory_info().rss
-    assert await join(pieces(), sink) == size
+    for _ in range(2):  # the first time for what is allocated once
+        asked = size = held = most = 0
+        before = process.memory_info().rss
+        async for data in joined(pieces()):
+            size += len(data)
+            held = max(held, asked * len(piece) - size)
+            most = max(most, process.memory_info().rss)
     assert size > count * 2**20
     assert held <= GROUP_BYTES
     assert most - before < 6 * GROUP_BYTES
 
 
 async def test_no_rows_are_a_file_of_none() -> None:
-    made = ParquetEncoder(Compression.ZSTD, COLUMNS)
-    whole = await joined([made.begin(), made.encode([])])
+    whole = await whole_of([file_of(), file_of([])])
     found = parquet.ParquetFile(io.BytesIO(whole))
     assert (found.metadata.num_rows, found.metadata.num_row_groups) == (0, 0)
-    assert found.schema_arrow.equals(made.schema)
+    assert found.schema_arrow.equals(schema_of(COLUMNS))
 
 
-async def joined(given: list[bytes]) -> bytes:
-    made: list[bytes] = []
+def file_of(*batches: list[Row]) -> bytes:
+    return written(COLUMNS, Compression.ZSTD, batches)
 
+
+async def whole_of(given: list[bytes]) -> bytes:
     async def pieces() -> AsyncIterator[bytes]:
         for piece in given:
             yield piece
 
-    async def sink(data: bytes) -> None:
-        made.append(data)
-
-    await join(pieces(), sink)
-    return b"".join(made)
+    return b"".join([data async for data in joined(pieces())])
