@@ -178,18 +178,11 @@ class Answers:
     def peek(self, base: bytes, rights: str, viewer: str) -> Entry | None:
         """What is in memory, current and not too old. None also where `answer` has something to do
         beside serving it."""
-        memory = self._memory
-        for key in (anybody_key(base), rights_key(base, rights), viewer_key(base, rights, viewer)):
-            held = memory.get(key)
-            if (
-                held is not None
-                and self._is_current(key, held)
-                and (time() < held.due or self._may_wait(key, held))
-            ):
-                held.hits += 1
-                self.count.hits += 1
-                return held.entry
-        return None
+        return (
+            self._peek(anybody_key(base))
+            or self._peek(rights_key(base, rights))
+            or self._peek(viewer_key(base, rights, viewer))
+        )
 
     async def answer(
         self, base: bytes, rights: str, viewer: str, is_private: bool, make: Make
@@ -228,6 +221,18 @@ class Answers:
     async def close(self) -> None:
         """End what is being made in the background."""
         await ended(*self._renewing)
+
+    def _peek(self, key: bytes) -> Entry | None:
+        held = self._memory.get(key)
+        if (
+            held is None
+            or not self._is_current(key, held)
+            or (time() >= held.due and not self._may_wait(key, held))
+        ):
+            return None
+        held.hits += 1
+        self.count.hits += 1
+        return held.entry
 
     def _is_current(self, key: bytes, held: _Held) -> bool:
         freshness = self._freshness

@@ -23,9 +23,10 @@ def short_texts(function: Callable[P, T]) -> Callable[P, T]:
 
     @wraps(function)
     def called(*args: P.args, **kwargs: P.kwargs) -> T:
-        if all(len(str(value)) <= 128 for value in args):
-            return remembered(*args, **kwargs)  # type: ignore[arg-type]  # all of them texts
-        return function(*args, **kwargs)
+        for value in args:
+            if value is not None and len(value) > 128:  # type: ignore[arg-type]  # a text
+                return function(*args, **kwargs)
+        return remembered(*args, **kwargs)  # type: ignore[arg-type]
 
     return called
 
@@ -56,10 +57,9 @@ class Incoming:
 
     async def body(self, limit: int, seconds: float) -> bytes:
         """Read no further than the limit, whatever the headers say, and no longer than its time."""
-        too_large = PayloadTooLarge(f"The body is larger than {limit} bytes.")
         length = self.header(b"content-length") or ""
         if length.isdecimal() and int(length[:20]) > limit:
-            raise too_large
+            raise _too_large(limit)
         received = self.receive()
         if isinstance(received, CoroutineType):
             # Mostly all of it is there by now: a timer alone would cost more than to take it.
@@ -70,7 +70,7 @@ class Incoming:
                 if message["type"] == "http.request" and not message.get("more_body", False):
                     whole: bytes = message.get("body", b"")
                     if len(whole) > limit:
-                        raise too_large from None
+                        raise _too_large(limit) from None
                     return whole
                 received = _done(message)
         body = bytearray()
@@ -82,13 +82,17 @@ class Incoming:
                         raise ClientDisconnect
                     chunk = message.get("body", b"")
                     if len(body) + len(chunk) > limit:
-                        raise too_large
+                        raise _too_large(limit)
                     body += chunk
                     if not message.get("more_body", False):
                         return bytes(body)
                     received = self.receive()
         except TimeoutError:
             raise RequestTimeout(f"The body did not arrive within {seconds:g} s.") from None
+
+
+def _too_large(limit: int) -> PayloadTooLarge:
+    return PayloadTooLarge(f"The body is larger than {limit} bytes.")
 
 
 async def _done(message: Message) -> Message:

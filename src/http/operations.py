@@ -3,10 +3,10 @@
 import asyncio
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from time import perf_counter
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import orjson
 import strawberry
@@ -43,7 +43,7 @@ from modelharbor.loaders.budgets import Spending
 from modelharbor.loaders.rights import narrowed
 from modelharbor.observability.commands import CommandCount, counted
 from modelharbor.observability.metrics import Metrics
-from modelharbor.resolvers.recording import Usage, Work, operation_key
+from modelharbor.resolvers.recording import Work, operation_key
 from modelharbor.settings import Settings
 
 from .answers import request_id_of, with_request_id
@@ -87,17 +87,18 @@ class Prepared:
         return price(self.requested, self.own_price, is_dry_run=self.is_dry_run)
 
 
-@dataclass(frozen=True, slots=True)
-class Executed:
+class Executed(NamedTuple):
     """An answer in JSON, whole."""
 
     body: bytes
     charge: Charge
-    problems: list[Problem] = field(default_factory=list)
+    problems: list[Problem]
     is_refused: bool = False
     entry: Entry | None = None
     """What is kept of it; its body is `body`, where nothing was added for this request."""
     layer: Layer = Layer.BYPASS
+    cost: int = 0
+    """The actual one."""
     work: Work | None = None
     """What it took to make it; None: it was kept."""
     viewed: tuple[ObjectId, ...] = ()
@@ -237,7 +238,7 @@ class Operations:
         milliseconds = (perf_counter() - since) * 1000
         client = class_of(request.headers.get(b"user-agent"))
         request.state["usage"].operation(
-            prepared.usage, client, milliseconds, Work(prepared.requested), is_failed=False
+            prepared.usage, client, milliseconds, prepared.requested, Work()
         )
 
     # ---- running them
@@ -251,59 +252,37 @@ class Operations:
         A look at what is kept costs 1; the price of the operation is charged when it has to run.
         """
         since = perf_counter()
-        if not self.tells_cost(request):
-            executed = await self._executed(request, prepared, viewer)
-        else:
-            token = counted.set(CommandCount())
-            try:
-                executed = await self._executed(request, prepared, viewer)
-            finally:
-                counted.reset(token)
-        usage = request.state["usage"]
-        if usage.is_on and not executed.is_refused:
-            self._record(usage, request, prepared, executed, since)
-        return executed
-
-    def _record(
-        self,
-        usage: Usage,
-        request: Incoming,
-        prepared: Prepared,
-        executed: Executed,
-        since: float,
-    ) -> None:
-        milliseconds = (perf_counter() - since) * 1000
-        client = class_of(request.headers.get(b"user-agent"))
-        work, viewed = executed.work, executed.viewed
-        if work is None:
-            entry = executed.entry
-            assert entry is not None
-            work, viewed = Work(entry.cost, 0, 0, 0, True), entry.viewed
-        usage.operation(
-            prepared.usage, client, milliseconds, work, is_failed=bool(executed.problems)
-        )
-        for model_id in viewed:
-            usage.view(model_id, client)
-
-    async def _executed(
-        self, request: Incoming, prepared: Prepared, viewer: Viewer | None
-    ) -> Executed:
         state, policy = request.state, prepared.policy
-        freshness = state["freshness"]
-        principal = self.principal(request, viewer)
-        cost = prepared.price if policy is None else LEAST
-        charge = state["budgets"].charge(*principal, cost)
-        usable = await freshness.ready()
-        if charge.waits and not freshness.is_enabled:
-            await freshness.rounds.next()
-        charge.check()
-        if policy is None or not usable:
-            executed = await self._run(request, prepared, viewer, usable, charge, None)
-        else:
-            if viewer is None:
-                viewer = await self.viewer(request, usable)
-            executed = await self._kept(request, prepared, policy, viewer, charge)
-        state["persisted"].used(prepared.resolved)
+        freshness, usage = state["freshness"], state["usage"]
+        token = counted.set(CommandCount()) if self.tells_cost(request) else None
+        try:
+            principal = self.principal(request, viewer)
+            cost = prepared.price if policy is None else LEAST
+            charge = state["budgets"].charge(*principal, cost)
+            usable = await freshness.ready()
+            if charge.waits and not freshness.is_enabled:
+                await freshness.rounds.next()
+            charge.check()
+            if policy is None or not usable:
+                executed = await self._run(request, prepared, viewer, usable, charge, None)
+            else:
+                if viewer is None:
+                    viewer = await self.viewer(request, usable)
+                executed = await self._kept(request, prepared, policy, viewer, charge)
+            state["persisted"].used(prepared.resolved)
+        finally:
+            if token is not None:
+                counted.reset(token)
+        if usage.is_on and not executed.is_refused:
+            usage.operation(
+                prepared.usage,
+                class_of(request.headers.get(b"user-agent")),
+                (perf_counter() - since) * 1000,
+                executed.cost,
+                executed.work,
+                executed.viewed,
+                is_failed=bool(executed.problems),
+            )
         return executed
 
     async def _kept(
@@ -346,7 +325,9 @@ class Operations:
             count = counted.get() or CommandCount()
             count.cache_hits += 1
             body = _with_cost(body, self.cost(prepared, entry.cost, count, 0, charge))
-        return Executed(body, charge, entry=entry, layer=layer)
+        return Executed(
+            body, charge, [], entry=entry, layer=layer, cost=entry.cost, viewed=entry.viewed
+        )
 
     async def _run(
         self,
@@ -414,13 +395,21 @@ class Operations:
                 answer.viewed,
                 read_at,
             )
-        work = Work(actual, len(count.names), context.count.batches, context.count.keys)
+        work = Work(len(count.names), context.count.batches, context.count.keys)
         if self.tells_cost(request):
             batches = context.count.batches
             body = _with_cost(body, self.cost(prepared, actual, count, batches, charge))
         layer = Layer.BYPASS if policy is None else Layer.MISS
         return Executed(
-            body, charge, answer.errors, answer.is_refused, entry, layer, work, answer.viewed
+            body,
+            charge,
+            answer.errors,
+            answer.is_refused,
+            entry,
+            layer,
+            actual,
+            work,
+            answer.viewed,
         )
 
     async def _pay(self, state: State, charge: Charge, more: int) -> Charge:
@@ -515,7 +504,7 @@ class Operations:
         )
 
     def tells_cost(self, request: Incoming) -> bool:
-        return self.settings.debug or request.header(COST_HEADER) == "1"
+        return self.settings.debug or request.headers.get(COST_HEADER) == b"1"
 
     def cost(
         self, prepared: Prepared, actual: int, count: CommandCount, batches: int, charge: Charge

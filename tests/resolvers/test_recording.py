@@ -119,13 +119,13 @@ async def test_calls_of_an_operation_are_one_event_for_each_class_of_clients(
     database: Database, usage: Usage, clock: Clock
 ) -> None:
     begun = clock.now
-    usage.operation("a:A", "curl", 0.05, Work(3, 2, 1, 4), is_failed=False)
+    usage.operation("a:A", "curl", 0.05, 3, Work(2, 1, 4))
     clock.passes(seconds=1)
-    usage.operation("a:A", "browser", 7.0, Work(10), is_failed=False)
-    usage.operation("a:A", "curl", 0.75, Work(5, 1, 1, 1), is_failed=True)
+    usage.operation("a:A", "browser", 7.0, 10, Work())
+    usage.operation("a:A", "curl", 0.75, 5, Work(1, 1, 1), is_failed=True)
     clock.passes(seconds=1)
-    usage.operation("a:A", "curl", 0.05, Work(3, is_kept=True), is_failed=False)
-    usage.operation("b:", "curl", 1e9, Work(), is_failed=False)
+    usage.operation("a:A", "curl", 0.05, 3, None)
+    usage.operation("b:", "curl", 1e9, 0, Work())
     assert usage.waiting == 3
     assert await events(database) == []
     await usage.flush()
@@ -169,6 +169,22 @@ async def test_calls_of_an_operation_are_one_event_for_each_class_of_clients(
     assert await marks(database) == [(minute_of(begun), 1)]
 
 
+async def test_so_many_answers_are_added_up_at_once(
+    database: Database, usage: Usage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whether anything is written meanwhile or not, no more of them wait one by one."""
+    monkeypatch.setattr(recording, "ADDED_UP", 10)
+    model = ObjectId()
+    for number in range(1, 26):
+        usage.operation("a:", "curl", float(number), 2, None, [model])
+        assert len(usage._answered) == number % 10
+    assert usage.waiting == 2
+    await usage.flush()
+    calls, views = await events(database)
+    assert (calls["count"], calls["hits"], calls["cost"], calls["total_ms"]) == (25, 25, 50, 325.0)
+    assert (views["model"], views["count"]) == (model, 25)
+
+
 async def test_each_minute_has_events_of_its_own(
     database: Database, usage: Usage, clock: Clock
 ) -> None:
@@ -176,8 +192,7 @@ async def test_each_minute_has_events_of_its_own(
     begun, model = minute_of(clock.now), ObjectId()
     for _ in range(3):
         for _ in range(2):
-            usage.operation("a:", "curl", 1.0, Work(), is_failed=False)
-            usage.view(model, "curl")
+            usage.operation("a:", "curl", 1.0, 0, Work(), [model])
         clock.passes(minutes=1)
     await usage.flush()
     rows = await events(database)
@@ -193,14 +208,14 @@ async def test_views_are_added_up_and_downloads_are_events(
     database: Database, usage: Usage, clock: Clock
 ) -> None:
     one, other = ObjectId(), ObjectId()
-    for model in (one, other, one):
-        usage.view(model, "browser")
-    usage.view(one, "bot")
+    usage.operation("a:", "browser", 1.0, 0, Work(), [one, other])
+    usage.operation("a:", "browser", 1.0, 0, None, [one])
+    usage.operation("b:", "bot", 1.0, 0, Work(), [one])
     file = file_of(one)
     usage.download(file, "modelharbor", usage.who("user:1"), 5, is_last=False)
     usage.download(file, "modelharbor", usage.who("user:1"), 90, is_last=True)
     await usage.flush()
-    rows = await events(database)
+    rows = [row for row in await events(database) if row["kind"] != "operation"]
     assert len({row["_id"] for row in rows}) == 5
     at = {"at": clock.now}
     download = {
@@ -241,7 +256,7 @@ async def test_so_many_operations_are_told_apart(
     monkeypatch.setattr(recording, "KNOWN_AGAIN", 2)
     clock.now = clock.now.replace(minute=0)
     for name in ("often", "often", "also", "also", "c", "d", "e", "f", "often", "g", "c"):
-        usage.operation(name, "curl", 1.0, Work(), is_failed=False)
+        usage.operation(name, "curl", 1.0, 0, Work())
     await usage.flush()
     assert {row["operation"]: row["count"] for row in await events(database)} == {
         "often": 3,
@@ -252,7 +267,7 @@ async def test_so_many_operations_are_told_apart(
     }
     clock.passes(hours=1)
     for name in ("1", "2", "3", "often", "also"):
-        usage.operation(name, "curl", 1.0, Work(), is_failed=False)
+        usage.operation(name, "curl", 1.0, 0, Work())
     await usage.flush()
     last = [row for row in await events(database) if row["at"] == clock.now]
     assert [row["operation"] for row in last] == ["1", "2", "other", "often", "also"]
@@ -261,8 +276,7 @@ async def test_so_many_operations_are_told_apart(
 async def test_without_recording_nothing_is_kept(database: Database, settings: Settings) -> None:
     off = settings.model_copy(update={"usage_recording": False})
     async with recording_usage(database, off, b"secret", UsageCount()) as usage:
-        usage.view(ObjectId(), "curl")
-        usage.operation("a:", "curl", 1.0, Work(), is_failed=False)
+        usage.operation("a:", "curl", 1.0, 0, Work(), [ObjectId()])
         usage.download(file_of(ObjectId()), "curl", 1, 1, is_last=True)
         assert usage.waiting == 0
     assert await events(database) == []
@@ -291,9 +305,9 @@ async def test_events_around_midnight_are_each_in_the_collection_of_their_day(
 ) -> None:
     clock.now = clock.now.replace(hour=23, minute=59) - timedelta(days=1)
     first, other = clock.now, clock.now + timedelta(minutes=1)
-    usage.view(ObjectId(), "curl")
+    usage.operation("a:", "curl", 1.0, 0, Work())
     clock.passes(minutes=1)
-    usage.view(ObjectId(), "curl")
+    usage.operation("a:", "curl", 1.0, 0, Work())
     await usage.flush()
     for moment in (first, other):
         [row] = await database.data[collection_of(moment)].find({}).to_list()
@@ -308,11 +322,11 @@ async def test_processes_write_beside_each_other(database: Database, settings: S
     for usage in processes:
         for number in range(50):
             usage.download(file_of(model), "curl", number, 1, is_last=True)
-        usage.view(model, "curl")
+        usage.operation("a:", "curl", 1.0, 0, Work(), [model])
     await asyncio.gather(*(usage.flush() for usage in processes))
     rows = await events(database)
-    assert len(rows) == 8 * 51
-    assert sum(row["count"] for row in rows) == 8 * 51
+    assert len(rows) == 8 * 52
+    assert sum(row["count"] for row in rows) == 8 * 52
     assert sum(count for _, count in await marks(database)) in range(8, 17)  # a minute may end
     assert len({row["process"] for row in await database.data["usage_dirty"].find().to_list()}) == 8
 
@@ -413,9 +427,9 @@ async def test_without_a_database_all_of_it_waits(
         model = ObjectId()
         for number in range(1, 201):
             usage.download(file_of(ObjectId()), "curl", number, 1, is_last=True)
-            usage.view(model, "curl")
+            usage.operation("a:", "curl", 1.0, 0, None, [model])
         await until(lambda: usage._has_failed)
-        assert usage.waiting >= 201
+        assert usage.waiting >= 202
         usage.download(file_of(ObjectId()), "curl", 201, 1, is_last=True)
         await door.open()
         await until(lambda: usage.waiting == 0)
@@ -423,7 +437,11 @@ async def test_without_a_database_all_of_it_waits(
     rows = await events(database)
     assert sorted(row["who"] for row in rows if "who" in row) == list(range(202))
     assert sum(row["count"] for row in rows if row["kind"] == "view") == 200
-    assert count.outcomes == {("download", "recorded"): 202, ("view", "recorded"): 200}
+    assert count.outcomes == {
+        ("download", "recorded"): 202,
+        ("view", "recorded"): 200,
+        ("operation", "recorded"): 200,
+    }
     assert caplog.text.count("usage.not_recorded_yet") == 1
 
 
@@ -437,10 +455,8 @@ async def test_what_ends_without_a_database_is_counted_as_lost(
     count = UsageCount()
     async with connect(gone) as away, recording_usage(away, gone, b"secret", count) as usage:
         usage.download(file_of(ObjectId()), "curl", 0, 1, is_last=True)
-        for _ in range(3):
-            usage.view(ObjectId(), "curl")
-        usage.operation("a:", "curl", 1.0, Work(), is_failed=False)
-        usage.operation("a:", "curl", 1.0, Work(), is_failed=False)
+        usage.operation("a:", "curl", 1.0, 0, Work(), [ObjectId(), ObjectId()])
+        usage.operation("a:", "curl", 1.0, 0, Work(), [ObjectId()])
     assert count.outcomes == {
         ("download", "lost"): 1,
         ("view", "lost"): 3,
@@ -455,26 +471,27 @@ async def test_the_oldest_views_go_first_and_downloads_last(
 ) -> None:
     usage = made(database, settings, usage_buffer=6)
     models = [ObjectId() for _ in range(4)]
-    for model in models:
-        usage.view(model, "curl")
-    usage.view(models[0], "curl")
+    usage.operation("a:", "curl", 1.0, 0, Work(), models)
+    usage.operation("a:", "curl", 1.0, 0, Work(), models[:1])
     for name in ("a:", "b:"):
-        usage.operation(name, "curl", 1.0, Work(), is_failed=False)
+        usage.operation(name, "curl", 1.0, 0, Work())
     assert (usage.waiting, usage.count.outcomes) == (6, {})
 
-    usage.operation("c:", "curl", 1.0, Work(), is_failed=False)
-    assert usage.count.outcomes == {("view", "left_out"): 2}  # one event: the first model's
+    usage.operation("c:", "curl", 1.0, 0, Work())
+    left_out = {("view", "left_out"): 2}  # one event: the first model's
+    assert (usage.waiting, usage.count.outcomes) == (6, left_out)
     for number in range(4):
         usage.download(file_of(ObjectId()), "curl", number, 1, is_last=True)
-    left_out = {("view", "left_out"): 5, ("operation", "left_out"): 1}
+    left_out = {("view", "left_out"): 5, ("operation", "left_out"): 3}  # these of one, too
     assert (usage.waiting, usage.count.outcomes) == (6, left_out)
     for number in range(4, 7):
         usage.download(file_of(ObjectId()), "curl", number, 1, is_last=True)
-    left_out |= {("operation", "left_out"): 3, ("download", "left_out"): 1}
+    left_out |= {("operation", "left_out"): 5, ("download", "left_out"): 1}
     assert (usage.waiting, usage.count.outcomes) == (6, left_out)
     # What is worth less than all that waits goes at once.
-    usage.view(models[0], "curl")
+    usage.operation("a:", "curl", 1.0, 0, Work(), models[:1])
     left_out["view", "left_out"] += 1
+    left_out["operation", "left_out"] += 1
     assert (usage.waiting, usage.count.outcomes) == (6, left_out)
 
     assert caplog.text.count("usage.left_out") == 1
