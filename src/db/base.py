@@ -10,6 +10,14 @@ Row: TypeAlias = dict[str, Any]
 """A document as it is read: raw, with the fields of the projection. Rows are shared, never change one."""
 
 
+def value_at(row: Row, path: str) -> Any:
+    """What stands at a path of a row, dotted where it is embedded; KeyError."""
+    found: Any = row
+    for name in path.split("."):
+        found = found[name]
+    return found
+
+
 def utc_now() -> datetime:
     """Now, in UTC, in the milliseconds that MongoDB keeps."""
     now = datetime.now(UTC)

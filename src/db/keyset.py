@@ -18,7 +18,7 @@ from bson import ObjectId
 
 from modelharbor.errors import BadUserInput
 
-from .base import Row
+from .base import Row, value_at
 
 LAST_YEAR, LAST_WHOLE = 9999, 2**63 - 1  # that Python, and BSON, can say
 MAX_CURSOR: Final = 8192  # characters; a path of 1,024 characters of 4 bytes each gives 5,600
@@ -72,10 +72,7 @@ class Order:
         return ("+" if self.ascending else "-") + self.path
 
     def value(self, row: Row) -> Any:
-        found: Any = row
-        for name in self.path.split("."):
-            found = found[name]
-        return found
+        return value_at(row, self.path)
 
 
 @dataclass(frozen=True, slots=True)

@@ -54,7 +54,7 @@ from modelharbor.errors import (
 )
 from modelharbor.exports.columns import Column, ColumnKind
 from modelharbor.loaders.base import ROOT, Loader
-from modelharbor.loaders.pages import PageLoader
+from modelharbor.loaders.pages import PageLoader, TooManyRowsError
 from modelharbor.settings import Settings
 
 from .arguments import Binder
@@ -74,7 +74,8 @@ MOST_ROWS: Final = 1000  # of a batch
 FIRST_ROWS: Final = 100  # of the first one, before it is known how large they are
 MOST_BELOW: Final = 1000  # rows of a nested connection, of one parent, where nobody says how many
 FIRST_BELOW: Final = 20
-"""Of these read at first, for all parents at once; the few parents with more are read again."""
+"""Of these read at first, where one row has more below it than a batch may; the few parents with more
+are read again."""
 PARENTS_AT_ONCE: Final = 1000
 LARGE_PARENTS_AT_ONCE: Final = 20
 ROWS_BELOW: Final = 20_000
@@ -658,11 +659,15 @@ class _Reading(Run):
         found = await self._load(self._steps[number], None, [key])
         return {ROOT: found.get(key)}
 
-    async def _load(self, step: Step, arguments: Hashable, keys: list[Any]) -> Mapping[Any, Any]:
+    async def _load(
+        self, step: Step, arguments: Hashable, keys: list[Any], scan_rows: int = 0
+    ) -> Mapping[Any, Any]:
         context = self.context
         context.count.batches += 1
         context.count.keys += len(keys)
         loader: Loader[Any, Any, Any] = step.loader.of_batch(context, arguments, step.reads)
+        if isinstance(loader, PageLoader):
+            loader.scan_rows = scan_rows
         # Not by lanes: who asks for a few rows would wait for these thousands. One row that is too much
         # by itself has to be read as it is.
         token = in_one_reply.set(self.window.limit > 1)
@@ -674,26 +679,37 @@ class _Reading(Run):
     async def _pages(self, step: Step, window: Window, keys: list[Any]) -> Mapping[Any, Any]:
         """Nested pages: so many at once that the rows fit, whatever the parents have."""
         is_implied = step.number in self.query.implied
-        first = replace(window, limit=FIRST_BELOW) if is_implied else window
+        is_scanned = is_implied and self.window.limit > 1
+        first = replace(window, limit=FIRST_BELOW) if is_implied and not is_scanned else window
         found: dict[Any, Any] = {}
         for start in range(0, len(keys), PARENTS_AT_ONCE):
             part = keys[start : start + PARENTS_AT_ONCE]
-            await self._take(found, step, first, part)
+            await self._take(found, step, first, part, is_scanned)
         if not is_implied:
             return found
-        more = [key for key in keys if _is_cut(found.get(key))]
-        for start in range(0, len(more), LARGE_PARENTS_AT_ONCE):
-            if self.below >= ROWS_BELOW:  # of one row alone: see `_take`
-                break
-            await self._take(found, step, window, more[start : start + LARGE_PARENTS_AT_ONCE])
+        if not is_scanned:
+            more = [key for key in keys if _is_cut(found.get(key))]
+            for start in range(0, len(more), LARGE_PARENTS_AT_ONCE):
+                if self.below >= ROWS_BELOW:  # of one row alone: see `_take`
+                    break
+                await self._take(found, step, window, more[start : start + LARGE_PARENTS_AT_ONCE])
         self.truncated += sum(_is_cut(page) for page in found.values())
         return found
 
     async def _take(
-        self, found: dict[Any, Any], step: Step, window: Window, keys: list[Any]
+        self,
+        found: dict[Any, Any],
+        step: Step,
+        window: Window,
+        keys: list[Any],
+        is_scanned: bool = False,
     ) -> None:
-        loaded = await self._load(step, window, keys)
-        for key in keys:  # in a lane there may be others
+        """_TooMuchError for what is more than a batch may have below its rows, unless it is one row."""
+        try:
+            loaded = await self._load(step, window, keys, ROWS_BELOW if is_scanned else 0)
+        except TooManyRowsError:
+            raise _TooMuchError from None
+        for key in keys:
             self.below += _length(loaded.get(key)) - _length(found.get(key))
             found[key] = loaded.get(key)
         if self.below > ROWS_BELOW and self.window.limit > 1:

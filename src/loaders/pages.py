@@ -7,7 +7,7 @@ from typing import Any, ClassVar, Final, TypeVar
 
 from modelharbor.cache.entries import Access
 from modelharbor.cache.tags import PARENTS, Tag, entity
-from modelharbor.db.base import Row
+from modelharbor.db.base import Row, value_at
 from modelharbor.db.conditions import all_of
 from modelharbor.db.keyset import Filter, Window
 
@@ -122,13 +122,7 @@ class TotalLoader(OfTotalsLoader[int, None]):
         path = str(totals[0].counter)
         by_id = {total.key: total.key for total in totals}
         rows = await self.find(totals[0].collection, {"_id": {"$in": list(by_id)}}, [path])
-        counts = {}
-        for row in rows:
-            value: Any = row
-            for name in path.split("."):
-                value = value[name]
-            counts[row["_id"]] = value
-        return counts
+        return {row["_id"]: value_at(row, path) for row in rows}
 
     async def grouped(self, totals: Sequence[Total]) -> dict[Hashable, int]:
         first = totals[0]
@@ -139,6 +133,10 @@ class TotalLoader(OfTotalsLoader[int, None]):
             [{"$match": match}, {"$group": {"_id": f"${first.parent}", "count": {"$sum": 1}}}],
         )
         return {row["_id"]: row["count"] for row in rows}
+
+
+class TooManyRowsError(Exception):
+    """Lists that were to be read whole have more rows than a scan may read."""
 
 
 class PageLoader(Loader[K, Row | None, Window]):
@@ -154,6 +152,9 @@ class PageLoader(Loader[K, Row | None, Window]):
     always: ClassVar[frozenset[str]] = frozenset({"_id"})
     is_told: ClassVar[bool] = False
     """Whether tags tell of the changes of its rows."""
+    scan_rows: int = 0
+    """Where it is set, the lists of several parents are read whole, by one scan of so many rows at most:
+    for parents that have few each, whoever wants all of them, in a fifth of the time."""
 
     @property
     def most_keys(self) -> int:
@@ -178,6 +179,8 @@ class PageLoader(Loader[K, Row | None, Window]):
     async def lists(self, keys: list[K], parent: str) -> dict[K, list[Row]]:
         if len(keys) == 1:
             return {keys[0]: await self.one(all_of([{parent: keys[0]}, self.query]))}
+        if self.scan_rows:
+            return await self.scanned(keys, parent)
         return await self.many(keys, self.query)
 
     @property
@@ -228,6 +231,24 @@ class PageLoader(Loader[K, Row | None, Window]):
             ],
         )
         return {row["key"]: row["rows"] for row in found}
+
+    async def scanned(self, keys: list[K], parent: str) -> dict[K, list[Row]]:
+        """The rows of whole lists, along the index of their order; TooManyRowsError beyond `scan_rows`."""
+        window, found = self.arguments, {key: list[Row]() for key in keys}
+        names = self.projection
+        rows = await self.reads.database.find(
+            self.collection,
+            all_of([{parent: {"$in": keys}}, window.between(self.query)]),
+            projection={**names, parent: 1} if names else None,
+            sort={parent: window.direction, **window.sort},
+            limit=self.scan_rows + 1,
+            batch_size=self.scan_rows + 1,
+        )
+        if len(rows) > self.scan_rows:
+            raise TooManyRowsError
+        for row in rows:
+            found[value_at(row, parent)].append(row)
+        return found
 
     @property
     def projection(self) -> dict[str, int] | None:

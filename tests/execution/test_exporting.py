@@ -29,7 +29,7 @@ from modelharbor.execution import exporting
 from modelharbor.execution.documents import InvalidDocument
 from modelharbor.execution.exporting import Batch, ExportQuery, prepare_export
 from modelharbor.exports.columns import Column, ColumnKind
-from modelharbor.observability.commands import CommandCount, counted
+from modelharbor.observability.commands import counted
 from modelharbor.schema import schema
 from modelharbor.schema.nodes import global_id
 from modelharbor.settings import Settings
@@ -438,12 +438,16 @@ async def test_all_rows_are_of_one_version(
     text = "{" + chain + "files { nodes { path } }" + "}" * (chain.count("{") + 1)
     query = prepared(ask, text)
 
-    done = []
-    with pytest.raises(Conflict, match="was of another object when this began"):
+    done = list[Batch]()
+
+    async def take() -> None:
         async for batch in batches_of(ask, query):
             done.append(batch)
             if len(done) == 1:
                 await insert_version(database, model, files)
+
+    with pytest.raises(Conflict, match="was of another object when this began"):
+        await take()
     paths = [row["path"] for batch in done for row in batch.rows]
     assert paths == sorted(files)[: len(paths)]
     assert 0 < len(paths) < 40
@@ -471,7 +475,7 @@ async def test_what_became_of_files_is_counted_too(database: Database, ask: Aske
 async def test_a_batch_costs_one_command_for_each_level(database: Database, ask: Asker) -> None:
     await world(database)
     eve = viewer_of(await insert_actor("other"))
-    count = CommandCount()
+    count = Captured()
     token = counted.set(count)
     try:
         query = prepared(
@@ -482,7 +486,12 @@ async def test_a_batch_costs_one_command_for_each_level(database: Database, ask:
     finally:
         counted.reset(token)
     assert len(batch.rows) == 40
-    assert count.names == ["find models", "find actors", "aggregate 1", "aggregate 1"]
+    assert count.names == ["find models", "find actors", "find versions", "find files"]
+    # Those below by one scan each, in the order of their index.
+    for (_, command), index in zip(count.commands[2:], ("number", "path"), strict=True):
+        stages = await explained(database, command)
+        assert {stage["indexName"] for stage in stages if "indexName" in stage} == {index}
+        assert "SORT" not in {stage.get("stage") for stage in stages}
 
 
 @pytest.mark.parametrize("who", ["nobody", "ada"])
