@@ -70,7 +70,8 @@ class EventDocument(BaseDocument):
     before: dict[str, Any] = {}
     after: dict[str, Any] = {}
     pointed: dict[str, Any] | None = None
-    """Of MOVING kinds: where the names of the model pointed after it, see history.py."""
+    """Of MOVING kinds, and of others that moved a name: where the names of the model pointed after it,
+    see history.py."""
     job: dict[str, Any] | None = None
     """The job as it was then, without what only its worker needs."""
     upload: dict[str, Any] | None = None

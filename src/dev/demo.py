@@ -11,7 +11,7 @@ from typing import Final
 
 import pymongo
 from pymongo import WriteConcern
-from pymongo.errors import DuplicateKeyError
+from pymongo.errors import BulkWriteError, DuplicateKeyError
 
 from modelharbor.db.base import BaseDocument, Row, utc_now
 from modelharbor.db.connection import Database
@@ -20,7 +20,7 @@ from modelharbor.db.files import BlobDocument, FileDocument
 from modelharbor.db.migrations import migrate
 from modelharbor.db.models import CardDocument, ModelDocument
 from modelharbor.db.rollups import RollupStateDocument
-from modelharbor.db.usage import day_of_collection
+from modelharbor.db.usage import EVENT_INDEX, day_of_collection
 from modelharbor.db.versions import VersionDocument
 from modelharbor.inspection.fence import Fence
 from modelharbor.resolvers.inspections import inspect_blob
@@ -28,10 +28,11 @@ from modelharbor.storage.blobs import BlobStore, blob_key
 
 from .population import MONSTER_FILES, MONSTER_VERSIONS, THIN_ABOVE, Population, Shape
 from .samples import SampleModel, make_samples
-from .usage import Usage
+from .usage import DEMO, LONGEST, Usage
 
 SEEDS: Final = "seeds"
 MARKER: Final = "demo"
+DUPLICATE: Final = 11000  # MongoDB's code
 BATCH: Final = 1_000  # rows of an insert
 AT_ONCE: Final = 4  # inserts, or inspections, under way
 REPORTS_PER_SECOND: Final = 5
@@ -172,19 +173,50 @@ async def seed(
             await _inspect(database, storage, fence)
         await migrate(database)
         if used is not None and not usage_later:
+            await _index(database, used)
             await load.run(used.rows())
             used = None
         if used is None:
             await _end(database)
+        else:
+            await database.data[SEEDS].update_one(
+                {"_id": MARKER}, {"$set": {"usage_until": used.now}}
+            )
         load.tell(0.0)
     return SeedResult(marker, load.counts, load.seconds, used)
 
 
 async def add_usage(database: Database, usage: Usage) -> None:
-    """What a seeding has left for later."""
+    """What a seeding has left for later. Again, it does the rest."""
     with pymongo.timeout(LONGEST_SECONDS):
-        await _Load(database, None, 0, 0, lambda progress: None).run(usage.rows())
+        await _index(database, usage)
+        load = _Load(database, None, 0, 0, lambda progress: None, is_again=True)
+        await load.run(usage.rows())
         await _end(database)
+
+
+async def usage_left(database: Database) -> Usage | None:
+    """What a seeding has left for later, and nobody has added yet, or not all of it: to be added before
+    anybody adds up. None: nothing."""
+    row = await database.data[SEEDS].find_one({"_id": MARKER})
+    if row is None or row["complete"] or "usage_until" not in row:
+        return None
+    given = {name: value for name, value in row["arguments"].items() if name != "usage"}
+    usage = Usage(given["seed"], row["usage_until"])
+    await asyncio.to_thread(_take_again, Shape(**given), usage)
+    held = {"owner": DEMO, "until": utc_now() + LONGEST}
+    await database.data[RollupStateDocument.Settings.name].update_one({}, {"$set": held})
+    return usage
+
+
+def _take_again(shape: Shape, usage: Usage) -> None:
+    """The same rows as were stored, for they are always the same."""
+    for name, row in Population(shape, make_samples(shape.samples)).rows():
+        usage.take(name, row)
+
+
+async def _index(database: Database, usage: Usage) -> None:
+    await database.data[usage.events].create_indexes([EVENT_INDEX])
 
 
 async def _end(database: Database) -> None:
@@ -305,7 +337,11 @@ class _Load:
         expected: int,
         disk_bytes: int,
         report: Callable[[SeedProgress], None],
+        *,
+        is_again: bool = False,
     ) -> None:
+        """`is_again`: rows that are there already stay."""
+        self._is_again = is_again
         self.counts: dict[str, int] = {}
         self.seconds = 0.0
         self._population = population
@@ -337,6 +373,9 @@ class _Load:
     async def _insert(self, name: str, batch: list[Row]) -> None:
         try:
             await self._data[name].insert_many(batch, ordered=False)
+        except BulkWriteError as error:
+            if not self._is_again or any(each["code"] != DUPLICATE for each in _failed(error)):
+                raise
         finally:
             self._places.release()
         self._rows += len(batch)
@@ -353,3 +392,8 @@ class _Load:
         done, total = self._population.done, self._population.shape.models
         progress = SeedProgress(done, total, self._rows, self.seconds, eta, self._disk_bytes)
         self._report(progress)
+
+
+def _failed(error: BulkWriteError) -> list[Row]:
+    found: list[Row] = error.details["writeErrors"]
+    return found

@@ -7,10 +7,11 @@ from math import exp, log
 from random import Random
 from typing import Final
 
-# 85.6 % of models have fewer than 200 lifetime downloads; the top 1.5 % have 99.2 % of all.
+# 85.6 % of models have fewer than 200 lifetime downloads; the top 1.5 % have 99.2 % of all. Without a
+# limit one of 500 models could have more than all others together, which none of a hub has.
 DOWNLOADS_MU: Final = 0.433
 DOWNLOADS_SIGMA: Final = 4.58
-MAX_DOWNLOADS: Final = 3_000_000_000
+MAX_DOWNLOADS: Final = 50_000_000
 # Weights files, in bytes, nearly: p5 7 MB, p25 254 MB, p50 1.18 GB, p75 4.27 GB, p90 9.6 GB, p99 29 GB;
 # the spread differs below and above the median.
 WEIGHTS_MEDIAN: Final = 1.18e9
@@ -29,7 +30,9 @@ MAX_FILES: Final = 100_000
 
 
 def draw_downloads(random: Random) -> int:
-    return int(min(MAX_DOWNLOADS, exp(random.gauss(DOWNLOADS_MU, DOWNLOADS_SIGMA))))
+    """Never quite MAX_DOWNLOADS, so that no two have the same because of it."""
+    many = exp(random.gauss(DOWNLOADS_MU, DOWNLOADS_SIGMA))
+    return int(many / (1 + many / MAX_DOWNLOADS))
 
 
 def draw_weights_bytes(random: Random) -> int:

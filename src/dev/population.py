@@ -422,7 +422,7 @@ class Population:
         row = self._model_row(model_id, owner, portrait, created_at, history)
         row["visibility"] = Visibility.PUBLIC.value
         fans = self._people[: len(PEOPLE)]
-        recent = int(10 ** (7.3 - index / 8) * (0.8 + 0.4 * random.random()))
+        recent = int(10 ** (7.7 - index / 25) * (0.9 + 0.2 * random.random()))
         row["stats"] |= {
             "downloads_30d": recent,
             "downloads_all": recent + (recent * index // 20),

@@ -31,7 +31,17 @@ from modelharbor.resolvers.tokens import issue_token
 from modelharbor.settings import Settings
 from modelharbor.storage.blobs import open_storage
 
-from .demo import MARKER, SEEDS, SeedProgress, SeedRefused, add_usage, clear, seed, seeded
+from .demo import (
+    MARKER,
+    SEEDS,
+    SeedProgress,
+    SeedRefused,
+    add_usage,
+    clear,
+    seed,
+    seeded,
+    usage_left,
+)
 from .engines import Child, EngineError, Engines, claim, end_child, run_child, run_engines
 from .launch import end_with_parent
 from .usage import Usage
@@ -72,8 +82,8 @@ async def _run(port: int, data: Path, models: int) -> None:
             run_child(folder, "server", *_server(port), stdin=subprocess.PIPE) as server,
             run_engines(
                 folder / "engines",
-                mongo_url=own.mongo_url if "mongo_url" in own.model_fields_set else None,
-                redis_url=own.redis_url if "redis_url" in own.model_fields_set else None,
+                mongo_url=_yours(own, data, "mongo_url"),
+                redis_url=_yours(own, data, "redis_url"),
             ) as engines,
         ):
             try:
@@ -112,6 +122,18 @@ def _own_settings() -> Settings:
         raise EngineError(
             f'{error}: lists and maps are JSON, such as ["a", "b"] and {{"disk": "/srv/models"}}'
         ) from None
+
+
+def _yours(own: Settings, data: Path, name: str) -> str | None:
+    """The URL of an engine of yours, which we are to use; None: there is none. In a shell that has read
+    our file are those of our engines of last time, which are gone."""
+    url: str = getattr(own, name)
+    with suppress(FileNotFoundError):
+        if f"export MODELHARBOR_{name.upper()}={shlex.quote(url)}" in (
+            (data / SHELL).read_text().splitlines()
+        ):
+            return None
+    return url if name in own.model_fields_set else None
 
 
 def _stop_on_signals() -> None:
@@ -184,13 +206,14 @@ async def _add_usage(settings: Settings, usage: Usage) -> None:
 
 
 async def _seed(database: Database, settings: Settings, models: int) -> Usage | None:
-    """Demo data goes into an empty database, and takes the place of demo data of another size.
+    """Demo data goes into an empty database, and takes the place of demo data of another size. Where only
+    its usage is missing, because we were stopped while it came, that comes now.
 
     What was not made by the demo is never removed.
     """
-    there = await seeded(database)
-    if there is not None and there.complete and there.models == models:
-        return None
+    there, left = await seeded(database), await usage_left(database)
+    if there is not None and there.models == models and (there.complete or left is not None):
+        return left
     if await holds_own(database):
         if there is not None:
             print(
@@ -198,7 +221,7 @@ async def _seed(database: Database, settings: Settings, models: int) -> Usage | 
                 " ('modelharbor seed --fresh' would replace all of it).",
                 file=sys.stderr,
             )
-        return None
+        return left
     async with open_storage(settings) as storage, open_fence(settings) as fence:
         if there is not None or await database.data["actors"].find_one({}, {"_id": 1}) is not None:
             await clear(database, storage)  # takes a second, for nothing in a new database

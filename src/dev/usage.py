@@ -1,5 +1,5 @@
-"""How the models of the demo, and the API, were used lately: rows as the rollups write them, without
-the events that they would be made of.
+"""How the models of the demo, and the API, were used lately: rows as the rollups write them, and of today
+the events that they would be made of, for today is added up again as it goes on.
 
 A hub has fewer visitors at weekends and more from month to month; most of its downloads are those of a
 few models, by programs. The same for the same arguments and the same day. Of days before the last two
@@ -21,6 +21,7 @@ from modelharbor.db.base import Row
 from modelharbor.db.files import FileDocument
 from modelharbor.db.models import ModelDocument
 from modelharbor.db.rollups import (
+    DIMENSIONS,
     STATE,
     Cuboid,
     Grain,
@@ -35,7 +36,14 @@ from modelharbor.db.rollups import (
     of_audiences,
     row_of,
 )
-from modelharbor.db.usage import HISTOGRAM_STEPS, day_of, latency_of, quarter_of
+from modelharbor.db.usage import (
+    HISTOGRAM_STEPS,
+    UsageKind,
+    collection_of,
+    day_of,
+    latency_of,
+    quarter_of,
+)
 from modelharbor.db.versions import VersionDocument, VersionStatus
 from modelharbor.events.position import START
 
@@ -45,7 +53,10 @@ DAYS: Final = 90
 WINDOW: Final = 30  # days of downloads in the stats of a model
 FINE_DAYS: Final = 2  # that have an hour for everything
 RUN: Final = 1
+DEMO: Final = "demo"
+"""Who has the lease of the rollups until all rows are there,"""
 LONGEST: Final = timedelta(minutes=5)
+"""for so long at most."""
 GROWTH: Final = 0.006  # more each day
 WEEK: Final = (1.0, 1.04, 1.05, 1.02, 0.93, 0.58, 0.52)  # from Monday on
 HOURS: Final = tuple(1.2 + 0.8 * erf((hour - 8) / 4) - 0.5 * (hour > 20) for hour in range(24))
@@ -101,6 +112,15 @@ OPERATIONS: Final = (
     Called("", 0.03, ("curl", "unknown"), 6.0, 18, 3, 3, 14, 0.1, 0.06),
 )
 SPREAD: Final = 0.7  # of latencies, the sigma of a lognormal
+OF_EVENTS: Final = (
+    (UsageKind.VIEW, {"count": "views"}),
+    (UsageKind.UPLOAD, {"count": "uploads", "bytes": "ingress_bytes"}),
+    (UsageKind.LIKE, {"count": "likes"}),
+    (UsageKind.STORAGE, {"bytes": "storage_bytes", "stored": "stored_bytes"}),
+    (UsageKind.MODEL, {"count": "new_models"}),
+    (UsageKind.VERSION, {"count": "new_versions"}),
+)
+"""Names of an event, with those of the row that it is added to. Downloads are more: see `_downloads`."""
 
 
 @dataclass(slots=True)
@@ -171,7 +191,7 @@ class Usage:
             "minutes_from": self.fine,
             "stats_day": self.today,
             "compared": self.today,
-            "owner": "demo",
+            "owner": DEMO,
             "until": self.now + LONGEST,
         }
 
@@ -375,6 +395,18 @@ class Usage:
             yield from self._of_bucket(Grain.QUARTER, at, groups)
             if at >= self.fine:
                 yield from self._of_bucket(Grain.MINUTE, at, groups)
+        number = 0
+        for at, groups in sorted(self._buckets.items()):
+            if at < self.today:
+                continue
+            for event in _events(at, groups):
+                number += 1
+                yield self.events, {"_id": f"demo:{number}", **event}
+
+    @property
+    def events(self) -> str:
+        """The collection of those of today."""
+        return collection_of(self.today)
 
     def _of_bucket(self, grain: Grain, at: datetime, fine: Groups) -> Iterator[tuple[str, Row]]:
         groups = {**fine, **coarser(fine, grain)}
@@ -383,6 +415,48 @@ class Usage:
             row = row_of(key, at, sums, RUN)
             if row is not None:
                 yield grain.value, row
+
+
+def _events(at: datetime, fine: Groups) -> Iterator[Row]:
+    """What adds up to these groups, in the first minute of their bucket."""
+    for key, sums in fine.items():
+        if key[0] == Cuboid.API_ALL.value:
+            _, operation, client = key
+            counts = {str(step): count for step, count in enumerate(sums["latencies"]) if count}
+            called = {name: value for name, value in sums.items() if name not in _RENAMED}
+            yield {
+                "at": sums["last_at"],
+                "kind": UsageKind.OPERATION.value,
+                "operation": operation,
+                "client": client,
+                "count": sums["requests"],
+                "latencies": counts,
+                **called,
+            }
+            continue
+        of = {
+            name: value
+            for name, value in zip(DIMENSIONS[key[0]], key[1:], strict=True)
+            if value is not None
+        }
+        if sums.get("downloads"):
+            for event in _downloads(sums):
+                yield {"at": at, "kind": UsageKind.DOWNLOAD.value, **of, **event}
+        for kind, names in OF_EVENTS:
+            values = {name: sums[source] for name, source in names.items() if sums.get(source)}
+            if values:
+                yield {"at": at, "kind": kind.value, **of, **values}
+
+
+_RENAMED: Final = ("requests", "latencies", "last_at")
+
+
+def _downloads(sums: Row) -> Iterator[Row]:
+    """One for each who downloaded; the first has done so for all the rest."""
+    rest = 1 + sums["downloads"] - len(sums["who"])
+    for number, who in enumerate(sorted(sums["who"])):
+        count, size = (rest, sums["egress_bytes"]) if number == 0 else (1, 0)
+        yield {"who": who, "count": count, "bytes": size}
 
 
 def _hash(seed: int, person: int) -> int:
@@ -411,5 +485,5 @@ def _called(called: Called, count: int, at: datetime) -> Row:
         "keys": round(count * called.keys * (1 - called.hits)),
         "hits": round(count * called.hits),
         "latencies": latencies,
-        "last_at": at + timedelta(minutes=14),
+        "last_at": at + timedelta(seconds=59),
     }

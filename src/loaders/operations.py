@@ -4,23 +4,26 @@ import asyncio
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from hashlib import sha256
+from math import ceil
 from operator import add
 from typing import Final
 
 from bson import ObjectId
 
+from modelharbor.db import conditions
 from modelharbor.db.base import Row, utc_now
 from modelharbor.db.calendar import moment, seconds_of
 from modelharbor.db.keyset import Place, Window
 from modelharbor.db.metrics import Sort
 from modelharbor.db.rollups import SECONDS, Cuboid, Grain
-from modelharbor.errors import OperationTooComplex
 
 from .analytics import AT_ONCE, HEAVY, of_operators, percentile
 from .base import Loader, Sharing
 from .pages import Total
 
 MOST_OPERATIONS: Final = 1000
+RANKED_BY: Final = {"calls": "requests", "errors": "errors", "db_queries_per_call": "commands"}
+"""Which sum tells the operations that matter, by what they are sorted by; otherwise their time."""
 LONG: Final = timedelta(days=7)
 """Of a longer time whole days are read, in UTC."""
 _SUMS: Final = ("requests", "errors", "total_ms", "cost", "commands", "batches", "keys", "hits")
@@ -43,6 +46,17 @@ class NameWanted:
             and self.contains in name
         )
 
+    @property
+    def query(self) -> Row:
+        """The same on a field `name`."""
+        return conditions.text(
+            "name",
+            eq=self.eq,
+            one_of=self.one_of,
+            prefix=self.prefix or None,
+            contains=self.contains or None,
+        )
+
 
 @dataclass(frozen=True, slots=True)
 class OperationsWanted:
@@ -55,7 +69,8 @@ class OperationsWanted:
 
 
 class OperationStatsLoader(Loader[str, Row, OperationsWanted]):
-    """A page of operations: one command, that reads all of them."""
+    """A page of operations: one command, that reads all of them. Where they are too many, for anybody can
+    send operations of his own, those are read that matter most, after one more command has found them."""
 
     sharing = Sharing.EQUAL_RIGHTS
 
@@ -78,24 +93,22 @@ class OperationStatsLoader(Loader[str, Row, OperationsWanted]):
         grain = Grain.DAY if end - begin > LONG else Grain.QUARTER
         most = self.reads.max_analytics_buckets // HEAVY[Sort.PERCENTILE]
         names = ("operation", "latencies", "last_at", *_SUMS)
-        # Of the index by audience, which these rows have none of.
-        rows = await self.reads.database.find(
-            grain.value,
-            {
-                "cuboid": Cuboid.API_OPERATION.value,
-                "audience": None,
-                "at": {"$gte": _start(begin, grain), "$lt": end},
-            },
-            projection=dict.fromkeys(names, 1) | {"_id": 0},
-            limit=most + 1,
-        )
+        start = _start(begin, grain)
+        query: Row = {
+            "cuboid": Cuboid.API_OPERATION.value,
+            "audience": None,  # by its index: these rows have none
+            "at": {"$gte": start, "$lt": end},
+        }
+        fields = dict.fromkeys(names, 1) | {"_id": 0}
+        database = self.reads.database
+        rows = await database.find(grain.value, query, projection=fields, limit=most + 1)
         if len(rows) > most:
-            raise OperationTooComplex(
-                f"The answer takes more than {most} rows of added-up usage: ask for a shorter range, or for one of more than {LONG.days} days, of which whole days are read.",
-                measure="buckets",
-                value=len(rows),
-                limit=most,
+            buckets = ceil((seconds_of(end) - seconds_of(start)) / SECONDS[grain])
+            ranked = await database.aggregate(
+                grain.value, _ranked(wanted, query, max(1, most // buckets))
             )
+            only = {**query, "operation": {"$in": [row["_id"] for row in ranked]}}
+            rows = await database.find(grain.value, only, projection=fields)
         found: dict[str, Row] = {}
         for number, row in enumerate(rows):
             if number % AT_ONCE == AT_ONCE - 1:
@@ -111,6 +124,28 @@ class OperationStatsLoader(Loader[str, Row, OperationsWanted]):
             if "last_at" in row:
                 sums["last_at"] = max(sums.get("last_at", row["last_at"]), row["last_at"])
         return found
+
+
+def _ranked(wanted: OperationsWanted, query: Row, most: int) -> list[Row]:
+    """The ids of the operations that matter most, without what the caller does not ask for."""
+    total = RANKED_BY.get(wanted.window.order.path, "total_ms")
+    name = {"$ifNull": [{"$arrayElemAt": [{"$split": ["$_id", ":"]}, 1]}, ""]}
+    return [
+        {"$match": query},
+        {"$project": {"operation": 1, "requests": 1, total: 1}},
+        {
+            "$group": {
+                "_id": "$operation",
+                "calls": {"$sum": "$requests"},
+                "total": {"$sum": f"${total}"},
+            }
+        },
+        {"$set": {"name": name}},
+        {"$match": {"calls": {"$gte": max(1, wanted.least_calls)}, **wanted.name.query}},
+        {"$sort": {"total": -1, "_id": 1}},
+        {"$limit": most},
+        {"$project": {"_id": 1}},
+    ]
 
 
 def _start(at: datetime, grain: Grain) -> datetime:

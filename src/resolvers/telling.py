@@ -25,12 +25,14 @@ async def tell_of_model(
     before: dict[str, Any] | None = None,
     after: dict[str, Any] | None = None,
     comment: str | None = None,
+    is_moved: bool = False,
 ) -> None:
     """Of a model or one of its versions. `model` as it is after the change; a deleted one as it was
-    before, for those who could see it are to know. Its `updated_at` is by `moment` where the kind is
-    one of MOVING."""
+    before, for those who could see it are to know. `is_moved`: a name of it points elsewhere, though
+    the kind is none of MOVING. Where either is so, its `updated_at` is by `moment`."""
     about = [model["_id"], model["owner_id"], *([version_id] if version_id else [])]
-    moved = {"pointed": pointed(model), "at": model["updated_at"]} if kind in MOVING else {}
+    is_moved = is_moved or kind in MOVING
+    moved = {"pointed": pointed(model), "at": model["updated_at"]} if is_moved else {}
     await EventDocument(
         stream=Stream.MODELS,
         kind=kind,

@@ -70,7 +70,12 @@ class UploadEvent:
 
 
 # What stored names are shown as, where that is not the name itself in camel case.
-SHOWN_AS: Final = {"card_sha256": "card", "owner_id": "owner", "version_id": "version"}
+SHOWN_AS: Final = {
+    "card_sha256": "card",
+    "latest_version_id": "latestVersion",
+    "owner_id": "owner",
+    "version_id": "version",
+}
 
 
 def changed_fields(before: Row, after: Row) -> list[str]:

@@ -19,6 +19,7 @@ from modelharbor.db.documents import DOCUMENTS
 from modelharbor.db.files import verdict_of
 from modelharbor.db.migrations import pending
 from modelharbor.db.models import ModelDocument, trending_score
+from modelharbor.db.usage import collection_of
 from modelharbor.dev import demo, samples
 from modelharbor.dev.demo import SeedMarker, SeedProgress, SeedRefused, clear, seed, seeded
 from modelharbor.dev.distributions import (
@@ -95,6 +96,8 @@ async def test_the_same_arguments_give_the_same_rows(
         third = await content(database)
         assert third == await content(other)
         assert first.rows == second.rows
+        today = collection_of(NOW)
+        third[today] = await database.data[today].find().to_list()
         assert first.rows == {name: len(rows) for name, rows in third.items() if rows}
         assert await pending(other) == []  # it was not migrated before
         await clear(other, storage)
@@ -254,9 +257,9 @@ def test_it_is_shaped_like_a_hub() -> None:
     ]
     trending = sorted(models, key=lambda model: -model["stats"]["trending_score"])
     assert [f"{model['owner_login']}/{model['name']}" for model in trending[:3]] == [
-        "kofi-ahmed/bert-base-manuals",
         "sentence-transformers/all-MiniLM-L6-v2",
         "qwen/tiny",
+        "qwen/tiny-GGUF",
     ]
 
 
@@ -264,7 +267,7 @@ def test_draws_follow_the_measured_figures() -> None:
     random, count = Random(7), 20_000
     downloads = sorted((draw_downloads(random) for _ in range(count)), reverse=True)
     assert round(sum(one < 200 for one in downloads) / count, 3) == 0.856
-    assert round(sum(downloads[: count * 15 // 1000]) / sum(downloads), 3) == 0.963
+    assert round(sum(downloads[: count * 15 // 1000]) / sum(downloads), 3) == 0.954
     weights = sorted(draw_weights_bytes(random) // 10**6 for _ in range(count))
     quantiles = [weights[int(count * share)] for share in (0.05, 0.25, 0.5, 0.75, 0.9, 0.99)]
     assert quantiles == [15, 195, 1134, 3449, 9007, 45674]

@@ -2,6 +2,7 @@
 
 import os
 import re
+import shlex
 import signal
 import socket
 import subprocess
@@ -22,7 +23,9 @@ from modelharbor.db.connection import Database
 from modelharbor.db.models import ModelDocument
 from modelharbor.db.tokens import Permission, TokenDocument
 from modelharbor.dev import run as subject
+from modelharbor.dev.demo import add_usage
 from modelharbor.settings import Settings
+from tests.documents import insert_actor, insert_model
 
 PATIENCE_SECONDS = 120  # a guard against hanging
 PROGRAM = """
@@ -74,10 +77,10 @@ def environment(**settings: str) -> dict[str, str]:
 
 
 @contextmanager
-def start(port: int, data: Path, models: int) -> Iterator[Started]:
+def start(port: int, data: Path, models: int, **settings: str) -> Iterator[Started]:
     """Running and ready; killed with all its family if the test did not end it."""
     with subprocess.Popen(
-        command(port, data, models), env=environment(), stdout=subprocess.PIPE, text=True
+        command(port, data, models), env=environment(**settings), stdout=subprocess.PIPE, text=True
     ) as process:
         assert process.stdout is not None
         family = [psutil.Process(process.pid)]
@@ -156,7 +159,10 @@ def test_it_starts_ends_and_starts_again_with_its_data(port: int, tmp_path: Path
             time.sleep(0.05)
         assert first.stop(signal.SIGTERM) == 0
         assert first.left() == []
-    with start(port, tmp_path, 25) as second:
+    # From a shell that has read the file of engines that are gone by now.
+    assignments = [line.removeprefix("export ").partition("=") for line in shell]
+    read = {name: shlex.split(value)[0] for name, _, value in assignments}
+    with start(port, tmp_path, 25, **read) as second:
         assert second.token != first.token
         assert second.ask(count).json() == answer
         assert second.ask(count, token=first.token).status_code == 401
@@ -271,12 +277,36 @@ async def test_demo_data_follows_the_number_asked_for(
         await subject._seed(database, settings, models)
         await subject._admin_token(database)
         assert await counted(database) == {"models": models, "marked": [models]}
-    await database.data["seeds"].update_one({}, {"$set": {"complete": False}})
+    # As a seeding leaves it that was killed before all rows were there.
+    await database.data["seeds"].update_one(
+        {}, {"$set": {"complete": False}, "$unset": {"usage_until": ""}}
+    )
     await database.data["models"].delete_one({})
     await subject._seed(database, settings, 4)
     assert await counted(database) == {"models": 4, "marked": [4]}
     await subject._seed(database, settings, 0)
     assert await counted(database) == {"models": 0, "marked": []}
+
+
+@pytest.mark.anyio
+async def test_stopped_while_its_usage_comes_the_demo_is_not_made_again(
+    database: Database, settings: Settings
+) -> None:
+    assert await subject._seed(database, settings, 3) is not None
+    made = await database.data["seeds"].find_one()
+    usage = await subject._seed(database, settings, 3)
+    assert usage is not None
+    assert await database.data["seeds"].find_one() == made
+    # Also where there is something of yours by then.
+    await insert_model(await insert_actor("ada"), "mine")
+    for models in (3, 4):
+        usage = await subject._seed(database, settings, models)
+        assert usage is not None
+        assert await database.data["seeds"].find_one() == made
+    await add_usage(database, usage)
+    assert await database.data["rollup_days"].count_documents({}) > 0
+    assert await subject._seed(database, settings, 3) is None
+    assert await counted(database) == {"models": 4, "marked": [3]}
 
 
 @pytest.mark.anyio

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from bson import ObjectId
 
-from modelharbor.db.base import Row
+from modelharbor.db.base import Row, utc_now
 from modelharbor.db.connection import Database
 from modelharbor.db.models import ModelDocument
 from modelharbor.db.rollups import (
@@ -26,11 +26,13 @@ from modelharbor.db.rollups import (
     sums_of,
 )
 from modelharbor.db.usage import day_of
-from modelharbor.dev.demo import add_usage, clear, seed, seeded
+from modelharbor.dev.demo import add_usage, clear, seed, seeded, usage_left
 from modelharbor.dev.population import Population, Shape
+from modelharbor.dev.samples import make_samples
 from modelharbor.dev.usage import DAYS, Usage
 from modelharbor.settings import Settings
 from modelharbor.storage.blobs import BlobStore, open_storage
+from modelharbor.worker.usage_intake import mark_day
 from tests.usage import roll_up
 
 pytestmark = pytest.mark.anyio
@@ -172,6 +174,20 @@ def test_it_grows_evenly() -> None:
         assert 0.4 < after / before < 2.5
 
 
+def test_no_model_has_more_than_all_others() -> None:
+    """Yet most of them hardly anything."""
+    shape = Shape(500)
+    models = [
+        row
+        for name, row in Population(shape, make_samples(shape.samples)).rows()
+        if name == ModelDocument.Settings.name
+    ]
+    for name, first in (("downloads_30d", 0.102), ("downloads_all", 0.077)):
+        many = sorted((model["stats"][name] for model in models), reverse=True)
+        assert (round(many[0] / sum(many), 3), len(set(many[:20]))) == (first, 20)
+        assert many[250] < 200
+
+
 async def test_the_first_run_changes_nothing(
     database: Database, storage: BlobStore, settings: Settings
 ) -> None:
@@ -183,6 +199,22 @@ async def test_the_first_run_changes_nothing(
     state = await database.data["rollup_state"].find_one()
     assert state is not None
     assert (state["run"], state["owner"]) == (1, None)
+
+
+async def test_today_added_up_again_is_the_same(
+    database: Database, storage: BlobStore, settings: Settings
+) -> None:
+    await seed(database, storage, models=MODELS, now=NOW)
+    before = await everything(database)
+    await mark_day(database.data, TODAY.replace(tzinfo=None))
+    ran = await roll_up(database, settings, now=NOW)
+    assert (ran.minutes, ran.rows, ran.models) == (1, 0, 0)
+    after = await everything(database)
+    for grain in Grain:
+        assert after[grain.value] == before[grain.value]
+    assert max(row["at"] for row in before["rollup_minutes"]) > TODAY
+    indexes = await database.data["usage_20261201"].index_information()
+    assert list(indexes) == ["_id_", "at"]
 
 
 async def test_on_the_next_day_windows_move(
@@ -219,6 +251,33 @@ async def test_it_may_come_later_and_nobody_adds_up_before(
     state = await database.data["rollup_state"].find_one({"_id": STATE})
     assert state is not None
     assert state["owner"] is None
+
+
+async def test_what_was_broken_off_is_gone_on_with(database: Database, storage: BlobStore) -> None:
+    """Nothing twice, and nothing of another moment; as the first start stores it."""
+    assert await usage_left(database) is None
+    result = await seed(database, storage, models=MODELS, usage_later=True, now=NOW)
+    assert result.usage is not None
+    rows = list(result.usage.rows())
+    for name, row in rows[:500]:
+        await database.data[name].insert_one(row)
+    models = await everything(database)
+    await database.data["rollup_state"].update_one({}, {"$set": {"until": NOW}})
+    left = await usage_left(database)
+    assert left is not None
+    assert list(left.rows()) == rows
+    state = await database.data["rollup_state"].find_one({"_id": STATE})
+    assert state is not None
+    assert (state["owner"], state["until"] > utc_now()) == ("demo", True)
+    await add_usage(database, left)
+    stored = await everything(database)
+    assert stored["models"] == models["models"]
+    for name in (*stored, left.events):
+        if name != "models":
+            wanted = [row for each, row in rows if each == name]
+            assert await database.data[name].count_documents({}) == len(wanted) > 0
+    assert await seeded(database) == result.marker
+    assert await usage_left(database) is None
 
 
 async def test_it_is_left_out_of_many_models_and_cleared(

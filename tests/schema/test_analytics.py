@@ -10,7 +10,7 @@ from bson import ObjectId
 from modelharbor.db.base import utc_now
 from modelharbor.db.connection import Database
 from modelharbor.db.metrics import Dimension
-from modelharbor.db.usage import UsageKind
+from modelharbor.db.usage import UsageKind, quarter_of
 from modelharbor.execution.guard import Guard
 from modelharbor.schema import core
 from modelharbor.schema.nodes import global_id
@@ -453,6 +453,49 @@ async def test_operations_and_what_they_cost(
         assert [each["calls"] for each in answer.data["operationStats"]["nodes"]] == [calls]
         wanted = "rollup_days" if days > 7 else "rollup_quarters"
         assert answer.commands == [f"find {wanted}"]
+
+
+async def test_of_too_many_operations_those_that_matter_are_told(
+    ask: Asker, database: Database, settings: Settings
+) -> None:
+    """Whoever sends many different ones hides none of the others."""
+    now, world = utc_now(), await make_world(database)
+    before = now - timedelta(hours=1)
+    often, slow, bad = "a" * 16 + ":Often", "b" * 16 + ":Slow", "c" * 16 + ":"
+    await called(
+        database,
+        settings,
+        world,
+        *((f"{number:016}:Noise", before, {"count": 2, "total_ms": 2, "commands": 2}) for number in range(20)),
+        (often, before, {"count": 30, "total_ms": 30, "commands": 10, "latencies": {"20": 30}}),
+        (often, now - timedelta(hours=3), {"count": 5, "total_ms": 5, "commands": 2}),
+        (slow, before, {"count": 1, "total_ms": 900, "commands": 50}),
+        (bad, before, {"count": 3, "errors": 3, "total_ms": 3}),
+    )  # fmt: skip
+    boss = world.viewers["boss"]
+    begin = quarter_of(now - timedelta(hours=4))
+    span = {"range": {"from": begin.isoformat(), "to": (begin + timedelta(hours=5)).isoformat()}}
+    # 20 rows of the 24, and one operation in each of 20 quarters of an hour.
+    ask = ask.changed(max_analytics_buckets=200)
+    for order, first in (
+        ("CALLS", often), ("TOTAL_TIME", slow), ("P95", slow), ("ERRORS", bad), ("DB_QUERIES", slow)
+    ):  # fmt: skip
+        answer = await both(ask, OPERATIONS, boss, orderBy=order, filter=span)
+        assert answer.commands == [
+            "find rollup_quarters", "aggregate rollup_quarters", "find rollup_quarters"
+        ]  # fmt: skip
+        assert [each["id"] for each in answer.data["operationStats"]["nodes"]] == [first], order
+    answer = await ask(OPERATIONS, boss, orderBy="CALLS", filter=span)
+    assert answer.data["operationStats"]["nodes"][0]["calls"] == "35"
+    assert answer.data["operationStats"]["nodes"][0]["p95Ms"] == 0.1 * 2**5
+    for given, ids in (
+        ({"name": {"eq": "Slow"}}, [slow]),
+        ({"name": {"in": ["Slow", "Often"], "contains": "low"}}, [slow]),
+        ({"name": {"prefix": "Noi"}}, ["0" * 16 + ":Noise"]),
+        ({"minCalls": 36}, []),
+    ):
+        answer = await ask(OPERATIONS, boss, filter={**given, **span})
+        assert [each["id"] for each in answer.data["operationStats"]["nodes"]] == ids, given
 
 
 async def test_operations_are_for_operators(ask: Asker, database: Database) -> None:

@@ -18,12 +18,15 @@ from pymongo.errors import DuplicateKeyError
 from modelharbor.auth.viewer import model_principals
 from modelharbor.db.base import Row, utc_now
 from modelharbor.db.connection import Database
+from modelharbor.db.events import EventKind
+from modelharbor.db.history import moment
 from modelharbor.db.jobs import Level
 from modelharbor.db.models import ModelState, trending_score
 from modelharbor.db.versions import VersionStatus
 from modelharbor.errors import ErrorCode, Refused
 from modelharbor.resolvers.access import full_name
 from modelharbor.resolvers.settling import PUBLISHED
+from modelharbor.resolvers.telling import tell_of_model
 from modelharbor.worker.tools import Tools
 
 from .checkpoints import Checkpoint
@@ -36,7 +39,7 @@ READ: Final = dict.fromkeys(
     (
         *("owner_id", "owner_login", "owner_login_lower", "owner_kind", "name", "name_lower"),
         *("formats", "visibility", "state", "principals", "grants", "latest_version_id"),
-        *("parameters", "aliases", "stats", "created_at"),
+        *("parameters", "aliases", "stats", "created_at", "updated_at"),
     ),
     1,
 )
@@ -105,9 +108,14 @@ async def _mend(tools: Tools, done: Checkpoint, model_id: ObjectId) -> None:
         told.append((f"{full_name(model)}: {', '.join(sorted(fields))}", Level.INFO))
         if any(name in COUNTERS for name in fields):
             fields["stats.as_of"] = utc_now()
+        is_moved = "latest_version_id" in fields
+        if is_moved:
+            fields["updated_at"] = moment(model)
         await tools.database.data["models"].update_one(
             {"_id": model_id}, {"$set": fields}, session=session
         )
+        if is_moved:
+            await _tell(session, model, fields)
         return {"changed": done.values["changed"] + 1}
 
     try:
@@ -120,6 +128,21 @@ async def _mend(tools: Tools, done: Checkpoint, model_id: ObjectId) -> None:
         await done.advance(partial(mend, names=False), MODEL_SECONDS)
     for message, level in told:
         tools.log(message, level)
+
+
+async def _tell(session: AsyncClientSession, model: Row, fields: Row) -> None:
+    """The latest version is another one by now: who asks for an earlier time is to get the old one,
+    and who asks for now the new one."""
+    name = "latest_version_id"
+    await tell_of_model(
+        session,
+        EventKind.MODEL_UPDATED,
+        {**model, **fields},
+        by=None,
+        before={name: model.get(name)},
+        after={name: fields[name]},
+        is_moved=True,
+    )
 
 
 async def _models(

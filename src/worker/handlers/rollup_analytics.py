@@ -13,8 +13,9 @@ from typing import Final
 from pymongo.asynchronous.client_session import AsyncClientSession
 
 from modelharbor.db.base import Row, utc_now
+from modelharbor.db.connection import Database
 from modelharbor.db.jobs import Level
-from modelharbor.db.rollups import Grain, bucket_starts, naive
+from modelharbor.db.rollups import DIMENSIONS, Grain, bucket_query, bucket_starts, naive
 from modelharbor.db.usage import collection_of, day_of
 from modelharbor.worker.rolling_up import holding, told
 from modelharbor.worker.rollups import DAY, Adding, aware, ensure_state
@@ -29,7 +30,8 @@ EVENTS_AT_ONCE: Final = 300_000  # of a few days, under the lease: what is live 
 
 async def roll_up_usage(job: Row, tools: Tools) -> Row:
     """Input: {} compares models; {from, to} rolls up days again, None: from the first one whose events
-    are there, to today. Result: {models}, or {days, events}."""
+    are there, to today. Result: {models}, or {days, events, skipped}: days that have rows, but no events
+    any more; their rows stay."""
     state = await ensure_state(tools.database, tools.settings, utc_now())
     if "from" not in job["input"]:
         return await _compare(tools)
@@ -63,14 +65,23 @@ async def _compare(tools: Tools) -> Row:
 async def _backfill(tools: Tools, first: datetime | None, last: datetime | None, state: Row) -> Row:
     database, settings = tools.database, tools.settings
     whole_from, today = naive(state["whole_from"]), naive(day_of(utc_now()))
-    if first is not None and naive(first) < whole_from:
+    end = today if last is None else min(naive(last), today)
+    start, skipped = whole_from if first is None else naive(first), 0
+    if start < whole_from:
         tools.log(
             f"Events of before {whole_from:%Y-%m-%d} are not kept: rows of those days stay.",
             Level.WARNING,
         )
-    start = whole_from if first is None else max(naive(first), whole_from)
-    end = today if last is None else min(naive(last), today)
-    days = list(bucket_starts(Grain.DAY, start, end + DAY))
+        began = whole_from if state.get("began") is None else naive(state["began"])
+        skipped = max(0, (min(whole_from, end + DAY) - max(start, began)).days)
+        start = whole_from
+    days = []
+    for day in bucket_starts(Grain.DAY, start, end + DAY):
+        if await _can_be_made(database, day):
+            days.append(day)
+            continue
+        tools.log(f"There are no events of {day:%Y-%m-%d}: its rows stay.", Level.WARNING)
+        skipped += 1
     counts = {
         day: await database.data[collection_of(aware(day))].estimated_document_count()
         for day in days
@@ -94,7 +105,16 @@ async def _backfill(tools: Tools, first: datetime | None, last: datetime | None,
         }
         await done.advance(partial(_so_far, values))
     _report(tools, done.values["events"], total, "events")
-    return {name: done.values[name] for name in ("days", "events")}
+    return {"days": done.values["days"], "events": done.values["events"], "skipped": skipped}
+
+
+async def _can_be_made(database: Database, day: datetime) -> bool:
+    """From its events, or because it has nothing to lose: collections may have been dropped by hand, or
+    left out of a backup, and rows written without events."""
+    if await database.find(collection_of(aware(day)), {}, projection={"_id": 1}, limit=1):
+        return True
+    rows = bucket_query(tuple(DIMENSIONS), day, day + DAY)
+    return not await database.find(Grain.DAY.value, rows, projection={"_id": 1}, limit=1)
 
 
 def _together(days: Sequence[datetime], counts: Mapping[datetime, int]) -> Iterator[list[datetime]]:

@@ -1,6 +1,7 @@
 """REINDEX."""
 
 import asyncio
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -8,12 +9,16 @@ import pytest
 from bson import ObjectId
 from pymongo.asynchronous.client_session import AsyncClientSession
 
+from modelharbor.auth.links import DownloadLinks
+from modelharbor.cache.client import connect_cache
 from modelharbor.db.actors import ActorDocument
 from modelharbor.db.base import Row
 from modelharbor.db.connection import Database
 from modelharbor.db.jobs import JobKind
 from modelharbor.db.models import Visibility
 from modelharbor.inspection.fence import open_fence
+from modelharbor.loaders.base import Reads
+from modelharbor.loaders.history import versions_at
 from modelharbor.resolvers.imports import import_folder
 from modelharbor.resolvers.jobs import start_reindex
 from modelharbor.resolvers.models import delete_model, update_model
@@ -88,7 +93,7 @@ class Registry:
 
 
 def without_time(row: Row) -> Row:
-    return {**row, "stats": {**row["stats"], "as_of": None}}
+    return {**row, "updated_at": None, "stats": {**row["stats"], "as_of": None}}
 
 
 @pytest.fixture
@@ -152,6 +157,56 @@ async def test_each_field_alone_is_found(registry: Registry) -> None:
         await registry.database.data["models"].update_one({"name": "a"}, {"$set": {field: value}})
         assert await registry.reindexed(before["_id"]) == {"models": 1, "changed": 1}, field
         assert without_time(await registry.model("a")) == without_time(before), field
+
+
+async def test_a_latest_version_that_is_mended_is_told(registry: Registry) -> None:
+    """So that names lead to the right one from then on, and to what they led to before until then."""
+    database, model = registry.database, await registry.model("a")
+    right, [other] = model["latest_version_id"], await versions_before(registry, model)
+    # As a change would have it that was lost half.
+    await database.data["models"].update_one(
+        {"_id": model["_id"]}, {"$set": {"latest_version_id": other}}
+    )
+    await database.data["events"].update_many(
+        {"model_id": model["_id"], "pointed": {"$ne": None}},
+        {"$set": {"pointed.latest_version_id": other}},
+    )
+    assert await registry.reindexed(model["_id"]) == {"models": 1, "changed": 1}
+    after = await registry.model("a")
+    assert after["updated_at"] > model["updated_at"]
+    query = {"kind": "MODEL_UPDATED", "pointed": {"$ne": None}}
+    [event] = await database.data["events"].find(query).to_list()
+    assert event["pointed"] == {"latest_version_id": right, "aliases": model["aliases"]}
+    assert (event["before"], event["after"]) == (
+        {"latest_version_id": other},
+        {"latest_version_id": right},
+    )
+    assert (event["actor_id"], event["at"]) == (None, after["updated_at"])
+    assert event["principals"] == after["principals"]
+    async with connect_cache(registry.yard.settings) as cache:
+        links = DownloadLinks(b"", "")
+        reads = Reads(database=database, cache=cache, viewer=registry.viewer, links=links)
+        for ago, version in ((0, right), (1, other)):
+            at = event["at"] - timedelta(milliseconds=ago)
+            assert await versions_at(reads, [model["_id"]], None, at) == [version]
+    # Of what is right nothing is told, nor of fields that are no names.
+    told = {"model_id": model["_id"], "stream": "models"}
+    events = await database.count("events", told)
+    await database.data["models"].update_one({"name": "a"}, {"$set": {"formats": []}})
+    assert await registry.reindexed(model["_id"]) == {"models": 1, "changed": 1}
+    assert await registry.reindexed(model["_id"]) == {"models": 1, "changed": 0}
+    assert await database.count("events", told) == events
+    assert (await registry.model("a"))["updated_at"] == after["updated_at"]
+
+
+async def versions_before(registry: Registry, model: Row) -> list[ObjectId]:
+    """The READY versions of a model but its latest."""
+    query = {
+        "model_id": model["_id"],
+        "status": "READY",
+        "_id": {"$ne": model["latest_version_id"]},
+    }
+    return [row["_id"] for row in await registry.database.find("versions", query)]
 
 
 async def test_one_model_is_reindexed_alone(registry: Registry) -> None:

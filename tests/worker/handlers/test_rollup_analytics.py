@@ -9,7 +9,7 @@ from modelharbor.db.base import Row, utc_now
 from modelharbor.db.connection import Database
 from modelharbor.db.jobs import JobKind
 from modelharbor.db.rollups import Grain
-from modelharbor.db.usage import UsageKind, day_of
+from modelharbor.db.usage import UsageKind, collection_of, day_of
 from modelharbor.resolvers.jobs import start_backfill
 from modelharbor.settings import Settings
 from modelharbor.worker import rolling_up
@@ -97,7 +97,8 @@ async def test_days_are_rolled_up_again(hall: Hall) -> None:
     async with hall.working(HANDLERS):
         job = await start_backfill(database)
         done = await hall.reaches(job["_id"], "SUCCEEDED", "FAILED")
-        assert done["result"] == {"days": hall.settings.usage_days + 1, "events": 12}
+        days = hall.settings.usage_days + 1
+        assert done["result"] == {"days": days, "events": 12, "skipped": 0}
         progress = done["progress"]
         assert (progress["current"], progress["total"], progress["unit"]) == (12, 12, "events")
         assert await rows_of(database) == rows
@@ -105,13 +106,39 @@ async def test_days_are_rolled_up_again(hall: Hall) -> None:
         await database.data["rollup_days"].delete_many({})
         job = await start_backfill(database, today - timedelta(days=9), today - timedelta(days=1))
         done = await hall.reaches(job["_id"], "SUCCEEDED", "FAILED")
-        assert done["result"] == {"days": 9, "events": 6}
+        assert done["result"] == {"days": 9, "events": 6, "skipped": 0}
         job = await start_backfill(database, today - timedelta(days=400))
         done = await hall.reaches(job["_id"], "SUCCEEDED", "FAILED")
         assert done["result"]["events"] == 12
         [line] = await database.find("job_logs", {"job_id": job["_id"]})
         assert "rows of those days stay" in line["message"]
         assert await rows_of(database) == rows
+
+
+async def test_rows_whose_events_are_gone_stay(hall: Hall) -> None:
+    """Those older than is kept, and those whose collection is not there for another reason."""
+    database = hall.database
+    await events_of_days(database)
+    await roll_up(database, hall.settings)
+    rows, today = await rows_of(database), day_of(utc_now())
+    await database.data.drop_collection(collection_of(today - timedelta(days=12)))
+    await database.data[collection_of(today - timedelta(days=9))].delete_many({})
+    await database.data["rollup_state"].update_one(
+        {}, {"$set": {"whole_from": today - timedelta(days=11)}}
+    )
+    async with hall.working(HANDLERS):
+        job = await start_backfill(database, today - timedelta(days=400))
+        done = await hall.reaches(job["_id"], "SUCCEEDED", "FAILED")
+        assert done["result"] == {"days": 11, "events": 6, "skipped": 2}
+        lines = await database.find("job_logs", {"job_id": job["_id"]}, sort={"_id": 1})
+        assert [line["message"] for line in lines] == [
+            f"Events of before {today - timedelta(days=11):%Y-%m-%d} are not kept: rows of those days stay.",
+            f"There are no events of {today - timedelta(days=9):%Y-%m-%d}: its rows stay.",
+        ]
+        job = await start_backfill(database, today - timedelta(days=20), today - timedelta(days=12))
+        done = await hall.reaches(job["_id"], "SUCCEEDED", "FAILED")
+        assert done["result"] == {"days": 0, "events": 0, "skipped": 1}
+    assert await rows_of(database) == rows
 
 
 async def test_it_goes_on_where_it_was(hall: Hall, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -136,7 +163,7 @@ async def test_it_goes_on_where_it_was(hall: Hall, monkeypatch: pytest.MonkeyPat
             {"_id": job["_id"]}, {"$set": {"run_after": utc_now()}}
         )
         done = await hall.reaches(job["_id"], "SUCCEEDED", "FAILED")
-    assert done["result"] == {"days": 5, "events": 6}
+    assert done["result"] == {"days": 5, "events": 6, "skipped": 0}
     assert days == [*days[:3], *days[2:3], *days[4:]]
     assert len(set(days)) == 5
 
