@@ -11,7 +11,7 @@ import statistics
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from random import Random
@@ -52,6 +52,9 @@ ROOT: Final = Path(__file__).parent.parent.parent
 DOCUMENT: Final = ROOT / "docs" / "performance.md"
 FOLDER: Final = ROOT / ".modelharbor" / "bench-analytics"
 DATABASE: Final = "modelharbor_bench_analytics"
+REMEMBERED: Final = "filled.json"  # in that folder
+OLDEST: Final = timedelta(hours=20)
+"""After so long what was filled is asked no more: minutes of six days are, and kept for seven."""
 BEGIN: Final = "<!-- analytics: begin -->"
 END: Final = "<!-- analytics: end -->"
 MOST_MILLISECONDS: Final = 10.0
@@ -84,6 +87,36 @@ class Rolled:
     cpu_seconds: float
     mebibytes: float
     rows: Mapping[str, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Filling:
+    """What was filled, and what that took."""
+
+    events: int
+    models: int
+    kills: int
+    seed: int
+    until: datetime
+    load: float
+    yardsticks: Sequence[float]
+    rolled: Sequence[Rolled]
+
+    def remember(self, folder: Path) -> None:
+        """For those who ask later."""
+        told = {**asdict(self), "until": self.until.isoformat()}
+        (folder / REMEMBERED).write_text(json.dumps(told, indent=2) + "\n")
+
+    @classmethod
+    def remembered(cls, folder: Path, now: datetime) -> "Filling":
+        try:
+            told = json.loads((folder / REMEMBERED).read_text())
+        except FileNotFoundError:
+            raise EngineError(f"nothing was filled in {folder}: --fill does") from None
+        until = datetime.fromisoformat(told["until"])
+        if now - until > OLDEST:
+            raise EngineError(f"what was filled in {folder} is too old by now: --fill does it anew")
+        return cls(**told | {"until": until, "rolled": [Rolled(**each) for each in told["rolled"]]})
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,30 +162,49 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument(
         "--write", action="store_true", help=f"put the tables into docs/{DOCUMENT.name}"
     )
+    steps = parser.add_mutually_exclusive_group()
+    steps.add_argument(
+        "--fill", action="store_true", help="write and roll up events, and ask nothing yet"
+    )
+    steps.add_argument(
+        "--ask", action="store_true", help="only ask, what --fill has filled; its arguments hold"
+    )
     return parser.parse_args()
 
 
 async def _run(arguments: argparse.Namespace) -> bool:
     """Whether all goals are met."""
-    load, yardsticks = os.getloadavg()[0], [yardstick()]
-    random = Random(arguments.seed)
-    async with filled(arguments.data.absolute(), arguments.models, database=DATABASE) as data:
+    folder: Path = arguments.data.absolute()
+    now = datetime.now(UTC).replace(tzinfo=None, microsecond=0)
+    before = Filling.remembered(folder, now) if arguments.ask else None
+    many = arguments.models if before is None else before.models
+    async with filled(folder, many, database=DATABASE) as data:
         async with connect(data.settings) as database:
-            await forget_usage(database)
             models = await read_models(database)
-            until = datetime.now(UTC).replace(tzinfo=None, microsecond=0) - timedelta(minutes=5)
-            events = make_events(arguments.events, models, until, arguments.seed)
-            rolled = await _fill(data, database, events, models, random, arguments.kills)
-        yardsticks.append(yardstick())
+            if before is None:
+                filling = await _fill(data, database, models, now - timedelta(minutes=5), arguments)
+                filling.remember(folder)
+            else:
+                filling = before
+        if arguments.fill:
+            print(rolled_table(filling.rolled))
+            return True
+        events = make_events(filling.events, models, filling.until, filling.seed)
+        load, yardsticks = os.getloadavg()[0], [*filling.yardsticks, yardstick()]
         async with our_server(data, variables=VARIABLES) as served:
             timed = await _time(served, data.settings, events, arguments.rounds)
             differences, refused = await asyncio.to_thread(
-                _ask_at_random, served, events, models, random, arguments.questions
+                _ask_at_random,
+                served,
+                events,
+                models,
+                Random(filling.seed),
+                arguments.questions,
             )
         yardsticks.append(yardstick())
-        about = circumstances(data, arguments, load, yardsticks)
+        about = circumstances(data, filling, load, yardsticks)
     goals = goals_of(timed, differences, arguments.questions)
-    told = [about, rolled_table(rolled), timed_table(timed), wrong_text(differences, arguments.questions, refused), goals_text(goals)]  # fmt: skip
+    told = [about, rolled_table(filling.rolled), timed_table(timed), wrong_text(differences, arguments.questions, refused), goals_text(goals)]  # fmt: skip
     text = "\n\n".join(told)
     print(text)
     if arguments.write:
@@ -166,12 +218,16 @@ async def _run(arguments: argparse.Namespace) -> bool:
 async def _fill(
     data: Filled,
     database: Database,
-    events: Events,
     models: Models,
-    random: Random,
-    kills: int,
-) -> list[Rolled]:
+    until: datetime,
+    arguments: argparse.Namespace,
+) -> Filling:
     """Most events, killing who rolls up; then the late ones, and some for the second time."""
+    load, yardsticks = os.getloadavg()[0], [yardstick()]
+    (data.settings.data_path / REMEMBERED).unlink(missing_ok=True)
+    await forget_usage(database)
+    random, kills = Random(arguments.seed), arguments.kills
+    events = make_events(arguments.events, models, until, arguments.seed)
     late, early = events.where(events.is_late), events.where(~events.is_late)
     begun = time.monotonic()
     await write_events(database, early, models)
@@ -189,7 +245,16 @@ async def _fill(
     if there != len(again):
         raise WrongAnswer(f"{len(again)} events were told twice, {there} are known ({new} late)")
     rolled.append(await _rolled(data, database, "late ones, and some twice", len(late)))
-    return rolled
+    return Filling(
+        arguments.events,
+        arguments.models,
+        kills,
+        arguments.seed,
+        until,
+        load,
+        [*yardsticks, yardstick()],
+        rolled,
+    )
 
 
 async def _start(data: Filled) -> asyncio.subprocess.Process:
@@ -433,15 +498,13 @@ def _line(one: Timed) -> tuple[str, ...]:
     )
 
 
-def circumstances(
-    data: Filled, arguments: argparse.Namespace, load: float, yardsticks: Sequence[float]
-) -> str:
+def circumstances(data: Filled, filling: Filling, load: float, yardsticks: Sequence[float]) -> str:
     cores = ", ".join(map(str, data.server_cores)) or "shared with all else"
     return (
-        f"Measured on {datetime.now(UTC):%Y-%m-%d}: {arguments.events:,} raw events of {DAYS} days, "
-        f"{arguments.models:,} models, one server process (core {cores}), {processor()}; "
+        f"Measured on {datetime.now(UTC):%Y-%m-%d}: {filling.events:,} raw events of {DAYS} days, "
+        f"{filling.models:,} models, one server process (core {cores}), {processor()}; "
         f"Linux {platform.release().split('-')[0]}, Python {platform.python_version()}, "
-        f"MongoDB {data.mongo_version}. Load of the machine before: {load:.1f}. "
+        f"MongoDB {data.mongo_version}. Load of the machine before it was filled: {filling.load:.1f}, before questions: {load:.1f}. "
         f"Meanwhile Python added up a million numbers in {min(yardsticks):.0f} to {max(yardsticks):.0f} ms of CPU."
     )
 

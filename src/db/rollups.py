@@ -274,6 +274,10 @@ OF_AUDIENCES: Final = tuple(each.value for each in Cuboid if each.value.startswi
 OF_API: Final = tuple(each.value for each in Cuboid if each.value.startswith("api"))
 OF_MODELS: Final = tuple(each.value for each in Cuboid if each.value.startswith("model"))
 _ALL, _API_ALL = Cuboid.MODEL_ALL.value, Cuboid.API_ALL.value
+_MODEL, _VERSION, _FILE = Cuboid.MODEL.value, Cuboid.MODEL_VERSION.value, Cuboid.MODEL_FILE.value
+_FORMAT, _CLIENT = Cuboid.MODEL_FORMAT.value, Cuboid.MODEL_CLIENT.value
+_API, _API_OPERATION = Cuboid.API.value, Cuboid.API_OPERATION.value
+_API_CLIENT = Cuboid.API_CLIENT.value
 
 
 def cuboid_of(cuboid: Cuboid, grain: Grain) -> Cuboid:
@@ -358,7 +362,9 @@ def _call(sums: Sums, event: Row) -> None:
 def add(into: Sums, more: Sums) -> None:
     """Add `more` to `into`; `more` stays as it is, and shares nothing with it."""
     for name, value in more.items():
-        if name == "who":
+        if name not in _NOT_ADDED:
+            into[name] = into.get(name, 0) + value
+        elif name == "who":
             who = into.get("who")
             if who is None:
                 into["who"] = set(value)
@@ -372,12 +378,11 @@ def add(into: Sums, more: Sums) -> None:
                 into["latencies"] = list(value)
             else:
                 into["latencies"] = [a + b for a, b in zip(steps, value, strict=True)]
-        elif name == "last_at":
-            into["last_at"] = max(into.get("last_at", value), value)
         else:
-            into[name] = into.get(name, 0) + value
+            into["last_at"] = max(into.get("last_at", value), value)
 
 
+_NOT_ADDED: Final = frozenset({"who", "latencies", "last_at"})
 _MOST_IN_MEMORY: Final = 4 * MOST_HASHES
 
 
@@ -386,80 +391,110 @@ def add_to(groups: Groups, key: Key, more: Sums) -> None:
     if sums is not None:
         add(sums, more)
         return
-    sums = groups[key] = more.copy()
+    groups[key] = _copy(more)
+
+
+def _copy(sums: Sums) -> Sums:
+    found = sums.copy()
     for name in ("who", "latencies"):
-        if name in sums:
-            sums[name] = sums[name].copy()
+        if name in found:
+            found[name] = found[name].copy()
+    return found
+
+
+class Together:
+    """Groups that are added up from others, which stay as they are: one of a single other is that one
+    itself. Most are."""
+
+    def __init__(self) -> None:
+        self.groups: Groups = {}
+        self._own: set[int] = set()
+        """Ids of sums that are not those of others."""
+
+    def add(self, key: Key, more: Sums) -> None:
+        # To look a key up costs, for hashes of ids are computed by Python: once is enough for most.
+        sums = self.groups.setdefault(key, more)
+        if sums is more:
+            return
+        if id(sums) not in self._own:
+            sums = self.groups[key] = _copy(sums)
+            self._own.add(id(sums))
+        add(sums, more)
+
+    def add_all(self, groups: Groups) -> None:
+        for key, sums in groups.items():
+            self.add(key, sums)
 
 
 def coarser(fine: Groups, grain: Grain) -> Groups:
-    """The other groups of models and of the API that the finest ones add up to, at this grain."""
-    found: Groups = {}
+    """The other groups of models and of the API that the finest ones add up to, at this grain; to be
+    read only, as the finest ones are from here on."""
+    found = Together()
+    take = found.add
     is_day = grain is Grain.DAY
     for key, sums in fine.items():
         if key[0] == _API_ALL:
             _, operation, client = key
-            add_to(found, (Cuboid.API.value,), sums)
-            add_to(found, (Cuboid.API_OPERATION.value, operation), sums)
-            add_to(found, (Cuboid.API_CLIENT.value, client), sums)
+            take((_API,), sums)
+            take((_API_OPERATION, operation), sums)
+            take((_API_CLIENT, client), sums)
             continue
         _, model, version, file, format, client = key
-        add_to(found, (Cuboid.MODEL.value, model), sums)
+        take((_MODEL, model), sums)
         if is_day:
-            add_to(found, (Cuboid.MODEL_VERSION.value, model, version), sums)
-            add_to(found, (Cuboid.MODEL_FILE.value, model, file), sums)
-            add_to(found, (Cuboid.MODEL_FORMAT.value, model, format), sums)
-            add_to(found, (Cuboid.MODEL_CLIENT.value, model, client), sums)
-    return found
+            take((_VERSION, model, version), sums)
+            take((_FILE, model, file), sums)
+            take((_FORMAT, model, format), sums)
+            take((_CLIENT, model, client), sums)
+    return found.groups
 
 
 def of_audiences(groups: Groups, homes: Mapping[Any, Row | None]) -> Groups:
     """What models add up to for the audiences of their homes: from MODEL with MODEL_ALL, or, where there
-    is nothing of that, with MODEL_FORMAT and MODEL_CLIENT."""
-    from_all = any(key[0] == _ALL for key in groups)
+    is nothing of that, with MODEL_FORMAT and MODEL_CLIENT. To be read only, as `groups` are from here
+    on."""
+    wanted = _FROM_ALL if any(key[0] == _ALL for key in groups) else _FROM_OTHERS
     # First by all that they have in common: few are left to be added to each of the others.
-    by_home: Groups = {}
-    by_event: Groups = {}
+    by_home, by_event, found = Together(), Together(), Together()
     for key, sums in groups.items():
         cuboid = key[0]
-        if cuboid not in (_FROM_ALL if from_all else _FROM_OTHERS):
+        if cuboid not in wanted:
             continue
         home = homes.get(key[1])
         if home is None or home["audience"] is None:
             continue
         audience = home["audience"]
-        if cuboid == Cuboid.MODEL.value:
+        if cuboid == _MODEL:
             common = (audience, home["owner"], home["task"], home["library"], home["license"])
-            add_to(by_home, common, sums)
+            by_home.add(common, sums)
         elif cuboid == _ALL:
-            add_to(by_event, (audience, key[4] or "", key[5] or ""), sums)
-        elif cuboid == Cuboid.MODEL_FORMAT.value:
-            add_to(by_event, (audience, key[2] or "", None), sums)
+            by_event.add((audience, key[4] or "", key[5] or ""), sums)
+        elif cuboid == _FORMAT:
+            by_event.add((audience, key[2] or "", None), sums)
         else:
-            add_to(by_event, (audience, None, key[2] or ""), sums)
-    found: Groups = {}
-    for (audience, *values), sums in by_home.items():
-        add_to(found, (Cuboid.AUDIENCE.value, audience), sums)
-        for cuboid, value in zip(_OF_HOMES, values, strict=True):
-            add_to(found, (cuboid, audience, value), sums)
-    for (audience, format, client), sums in by_event.items():
+            by_event.add((audience, None, key[2] or ""), sums)
+    by_license = Together()
+    for (audience, owner, task, library, license), sums in by_home.groups.items():
+        found.add((_OF_OWNER, audience, owner), sums)
+        found.add((_OF_TASK, audience, task), sums)
+        found.add((_OF_LIBRARY, audience, library), sums)
+        by_license.add((_OF_LICENSE, audience, license), sums)
+    for (_, audience, _), sums in by_license.groups.items():
+        found.add((_OF_ALL, audience), sums)
+    found.groups |= by_license.groups
+    for (audience, format, client), sums in by_event.groups.items():
         if format is not None:
-            add_to(found, (Cuboid.AUDIENCE_FORMAT.value, audience, format), sums)
+            found.add((Cuboid.AUDIENCE_FORMAT.value, audience, format), sums)
         if client is not None:
-            add_to(found, (Cuboid.AUDIENCE_CLIENT.value, audience, client), sums)
-    return found
+            found.add((Cuboid.AUDIENCE_CLIENT.value, audience, client), sums)
+    return found.groups
 
 
-_OF_HOMES: Final = (
-    Cuboid.AUDIENCE_OWNER.value,
-    Cuboid.AUDIENCE_TASK.value,
-    Cuboid.AUDIENCE_LIBRARY.value,
-    Cuboid.AUDIENCE_LICENSE.value,
-)
-_FROM_ALL: Final = frozenset({Cuboid.MODEL.value, _ALL})
-_FROM_OTHERS: Final = frozenset(
-    {Cuboid.MODEL.value, Cuboid.MODEL_FORMAT.value, Cuboid.MODEL_CLIENT.value}
-)
+_OF_ALL, _OF_OWNER = Cuboid.AUDIENCE.value, Cuboid.AUDIENCE_OWNER.value
+_OF_TASK, _OF_LIBRARY = Cuboid.AUDIENCE_TASK.value, Cuboid.AUDIENCE_LIBRARY.value
+_OF_LICENSE = Cuboid.AUDIENCE_LICENSE.value
+_FROM_ALL: Final = frozenset({_MODEL, _ALL})
+_FROM_OTHERS: Final = frozenset({_MODEL, _FORMAT, _CLIENT})
 
 
 # Rows -------------------------------------------------------------------------------------------
@@ -468,7 +503,8 @@ _FROM_OTHERS: Final = frozenset(
 def row_id(key: Key, at: datetime) -> Row:
     """The id of a group's row."""
     found: Row = {"cuboid": key[0], "at": at}
-    for name, value in zip(DIMENSIONS[key[0]], key[1:], strict=True):
+    for place, name in enumerate(DIMENSIONS[key[0]], 1):
+        value = key[place]
         if value is not None:
             found[name] = value
     return found
@@ -481,16 +517,18 @@ def key_of(row: Row) -> Key:
 
 def row_of(key: Key, at: datetime, sums: Sums, run: int) -> Row | None:
     """None: it would say nothing."""
-    values: Row = {}
-    for name, value in sums.items():
-        if not value:
-            continue
-        if name == "who":
-            values["who"] = smallest(value)
-        else:
-            values[name] = value
-    if not values:
-        return None
+    values = values_of(sums)
+    return row_with(key, at, values, run) if values else None
+
+
+def values_of(sums: Sums) -> Row:
+    """What a row says of them; if nothing, there is none."""
+    return {
+        name: smallest(value) if name == "who" else value for name, value in sums.items() if value
+    }
+
+
+def row_with(key: Key, at: datetime, values: Row, run: int) -> Row:
     id = row_id(key, at)
     return {"_id": id, **id, "run": run, **values}
 

@@ -17,7 +17,7 @@ from typing import Final
 
 import pymongo
 from bson import ObjectId
-from pymongo import DeleteOne, ReturnDocument, UpdateOne
+from pymongo import DeleteMany, ReturnDocument, UpdateOne
 from pymongo.asynchronous.client_session import AsyncClientSession
 from pymongo.errors import PyMongoError
 
@@ -36,7 +36,7 @@ from modelharbor.settings import Settings
 
 from .claims import IdleTransactions
 from .model_stats import leaving, refresh, unsettle
-from .rollups import DAY, Adding, aware, ensure_state
+from .rollups import DAY, IDS_AT_ONCE, Adding, aware, ensure_state
 from .usage_intake import Intake
 
 log = logging.getLogger(__name__)
@@ -111,6 +111,12 @@ class _Run:
         self._is_late = False
 
     async def all(self) -> Ran:
+        try:
+            return await self._all()
+        finally:
+            await self._adding.stop()
+
+    async def _all(self) -> Ran:
         self._after["position"] = await self._intake.take_in(self._state["position"])
         began: datetime | None = None
         is_more = True
@@ -154,14 +160,22 @@ class _Run:
         """What follows from the days that were made anew; then they are clean."""
         if not self._done:
             return
+        await self._adding.finish()
         first = naive(day_of(aware(self._done[0]["minute"])))
         models = sorted(self._models)
         if first < self._today - DAY:
             await unsettle(self._database, models, first)
         self._ran.models += await refresh(self._adding, models, self._today)
-        # Whoever has added events meanwhile has raised `marks`.
+        # Whoever has added events meanwhile has raised `marks`; most minutes have as many as others.
+        by_marks: dict[int, list[ObjectId]] = {}
+        for mark in self._done:
+            by_marks.setdefault(mark["marks"], []).append(mark["_id"])
         await self._database.data["usage_dirty"].bulk_write(
-            [DeleteOne({"_id": mark["_id"], "marks": mark["marks"]}) for mark in self._done],
+            [
+                DeleteMany({"_id": {"$in": ids[start : start + IDS_AT_ONCE]}, "marks": marks})
+                for marks, ids in by_marks.items()
+                for start in range(0, len(ids), IDS_AT_ONCE)
+            ],
             ordered=False,
         )
         self._models, self._done = set(), []

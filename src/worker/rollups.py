@@ -11,14 +11,14 @@ carried into longer buckets. A minute stays dirty until its day is done.
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
 from bson import ObjectId
 from bson.codec_options import CodecOptions
-from pymongo import DeleteOne, InsertOne, ReplaceOne, timeout
+from pymongo import DeleteOne, ReplaceOne, timeout
 from pymongo.asynchronous.client_session import AsyncClientSession
 from pymongo.asynchronous.database import AsyncDatabase
 
@@ -38,6 +38,7 @@ from modelharbor.db.rollups import (
     Grain,
     Groups,
     Key,
+    Together,
     add_to,
     bucket_query,
     bucket_starts,
@@ -49,8 +50,9 @@ from modelharbor.db.rollups import (
     new_state,
     of_audiences,
     row_id,
-    row_of,
+    row_with,
     sums_of,
+    values_of,
 )
 from modelharbor.db.usage import collection_of, day_of, day_of_collection, minute_of, quarter_of
 from modelharbor.observability.logging import log_event
@@ -59,7 +61,9 @@ from modelharbor.settings import Settings
 log = logging.getLogger(__name__)
 EVENTS_AT_ONCE: Final = 5000
 EVENTS_IN_PART: Final = 20_000  # of a whole day, in memory
-ROWS_AT_ONCE: Final = 1000  # written in one transaction
+ROWS_AT_ONCE: Final = 5000
+"""Written in one transaction: to wait for its commit takes as long as to write some thousands."""
+HASHES_OF_ROW: Final = 16  # that weigh as much as another row
 MODELS_AT_ONCE: Final = 300  # whose rows of a day are in memory together
 GROUPS_AT_ONCE: Final = 120_000  # of a day, in memory
 IDS_AT_ONCE: Final = 5000  # looked up by one command
@@ -71,7 +75,8 @@ DAY: Final = timedelta(days=1)
 LOWER: Final = {Grain.QUARTER: Grain.MINUTE, Grain.DAY: Grain.QUARTER}
 BASE: Final = (Cuboid.MODEL.value, Cuboid.MODEL_ALL.value, *OF_AUDIENCES, *OF_API)
 """Cuboids with rows by minute and quarter."""
-FINEST: Final = (Cuboid.MODEL_ALL.value, Cuboid.API_ALL.value)
+FINEST_OF_MODEL: Final = Cuboid.MODEL_ALL.value
+FINEST: Final = (FINEST_OF_MODEL, Cuboid.API_ALL.value)
 
 
 async def ensure_state(database: Database, settings: Settings, now: datetime) -> Row:
@@ -88,7 +93,7 @@ async def ensure_state(database: Database, settings: Settings, now: datetime) ->
 
 
 @dataclass(slots=True)
-class _Changes:
+class Changes:
     """Of rows of one grain."""
 
     grain: Grain
@@ -134,24 +139,31 @@ class Adding:
     async def add_up(
         self, day: datetime, minutes: Iterable[datetime], *, is_whole: bool = False
     ) -> None:
-        """Make these minutes of a day anew, or all of it, and all that is made of them."""
+        """Make these minutes of a day anew, or all of it, and all that is made of them. The last of it
+        may be written still, while the next day is read and made: it is there after `finish`."""
         quarters: dict[datetime, list[datetime]] = {}
         for minute in sorted(minutes):
             quarters.setdefault(quarter_of(minute), []).append(minute)
         is_fine = day >= self.minutes_from
-        try:
-            if is_whole:
-                touched = await self._whole_day(day, is_fine=is_fine)
-            else:
-                touched = await self._quarters(quarters, is_fine=is_fine)
-                await self._sum_up(Grain.DAY, day, touched)
-            await self._written()
-        finally:
-            if self._writing is not None:
-                await ended(self._writing)
-                self._writing = None
+        if is_whole:
+            touched = await self._whole_day(day, is_fine=is_fine)
+        else:
+            touched = await self._quarters(quarters, is_fine=is_fine)
+            await self._sum_up(Grain.DAY, day, touched)
         self.models.update(key[1] for key in touched if key[0] in OF_MODELS)
+        if len(self._left) > ROWS_AT_ONCE:
+            await self.finish()
+
+    async def finish(self) -> None:
+        """Nothing is to be written any more, and rows without values are gone."""
+        await self._written()
         await self._drop_left()
+
+    async def stop(self) -> None:
+        """Whatever is being written then ends: when something has failed."""
+        task, self._writing = self._writing, None
+        if task is not None:
+            await ended(task)
 
     async def _quarters(
         self, quarters: Mapping[datetime, Sequence[datetime]], *, is_fine: bool
@@ -182,7 +194,7 @@ class Adding:
         starts = list(bucket_starts(Grain.QUARTER, day, day + DAY))
         size = -(-len(starts) // parts)
         touched: set[Key] = set()
-        groups: Groups | None = {}
+        together: Together | None = Together()
         for first in range(0, len(starts), size):
             self.check()
             some = starts[first : first + size]
@@ -192,25 +204,23 @@ class Adding:
                     Grain.MINUTE, list(bucket_starts(Grain.MINUTE, some[0], end)), end
                 )
                 touched |= await self._replace_all(Grain.MINUTE, minutes, every=True)
-                found: dict[datetime, Groups] = {each: {} for each in some}
+                quarters = {each: Together() for each in some}
                 for minute, fine in minutes.items():
-                    quarter = found[quarter_of(minute)]
-                    for key, sums in fine.items():
-                        add_to(quarter, key, sums)
+                    quarters[quarter_of(minute)].add_all(fine)
+                found = {at: quarter.groups for at, quarter in quarters.items()}
             else:
                 found = await self._gathered(Grain.QUARTER, some, end)
             touched |= await self._replace_all(Grain.QUARTER, found, every=True)
-            if groups is None:
+            if together is None:
                 continue
             for fine in found.values():
-                for key, sums in fine.items():
-                    add_to(groups, key, sums)
-            if len(groups) > GROUPS_AT_ONCE:
-                groups = None
-        if groups is None:
+                together.add_all(fine)
+            if len(together.groups) > GROUPS_AT_ONCE:
+                together = None
+        if together is None:
             await self._sum_up(Grain.DAY, day, touched)
             return touched
-        return touched | await self._replace_all(Grain.DAY, {day: groups}, every=True)
+        return touched | await self._replace_all(Grain.DAY, {day: together.groups}, every=True)
 
     async def _gathered(
         self, grain: Grain, buckets: Sequence[datetime], end: datetime
@@ -257,15 +267,21 @@ class Adding:
     ) -> set[Key]:
         """All rows of buckets, in order, from their finest groups; the groups that have changed, or
         `every` one."""
-        models = {key[1] for fine in buckets.values() for key in fine if key[0] in OF_MODELS}
+        models = {key[1] for fine in buckets.values() for key in fine if key[0] == FINEST_OF_MODEL}
         homes = await self.homes(models)
+        # Of a model that was purged no rows come back, whatever is still told or kept of it.
+        gone = {model for model in models if homes[model] is None}
+        if gone:
+            for fine in buckets.values():
+                for key in [key for key in fine if key[0] == FINEST_OF_MODEL and key[1] in gone]:
+                    del fine[key]
         start, last = next(iter(buckets)), next(reversed(buckets))
         end = last + timedelta(seconds=SECONDS[grain])
         cuboids = BASE if grain is not Grain.DAY else tuple(DIMENSIONS)
         old: dict[datetime, list[Row]] = {}
         for row in await self._rows(grain, bucket_query(cuboids, start, end)):
             old.setdefault(row["at"], []).append(row)
-        changes = _Changes(grain)
+        changes = Changes(grain)
 
         def make() -> None:
             for at, fine in buckets.items():
@@ -274,6 +290,7 @@ class Adding:
                 self._compare(changes, at, groups, old.get(at, []), is_base=True)
                 if every:
                     changes.keys.update(groups)
+            changes.new.sort(key=_place)
 
         # A day takes seconds: leases and jobs of this process are to go on meanwhile.
         await asyncio.to_thread(make)
@@ -319,7 +336,7 @@ class Adding:
             add_to(groups, key_of(row), sums_of(row))
         groups |= coarser(groups, grain)
         old = await self._rows(grain, {"cuboid": {"$in": OF_MODELS}, **mine, "at": at})
-        changes = _Changes(grain)
+        changes = Changes(grain)
         self._compare(changes, at, groups, old)
         await self._write(changes)
 
@@ -331,7 +348,7 @@ class Adding:
         for row in await self._by_id(LOWER[grain], keys, lower):
             add_to(groups, key_of(row), sums_of(row))
         old = await self._by_id(grain, keys, [at])
-        changes = _Changes(grain)
+        changes = Changes(grain)
         self._compare(changes, at, groups, old)
         await self._write(changes)
 
@@ -393,7 +410,7 @@ class Adding:
         models = {key[1] for key in groups}
         made = of_audiences(groups, await self.homes(models))
         old = await self._rows(grain, bucket_query(OF_AUDIENCES, at, end))
-        changes = _Changes(grain)
+        changes = Changes(grain)
         self._compare(changes, at, made, old)
         await self._write(changes)
 
@@ -410,7 +427,7 @@ class Adding:
 
     def _compare(
         self,
-        changes: _Changes,
+        changes: Changes,
         at: datetime,
         groups: Groups,
         old: Sequence[Row],
@@ -419,11 +436,15 @@ class Adding:
     ) -> None:
         """`is_base`: longer buckets are made of what has changed here."""
         before = {key_of(row): row for row in old}
+        shared: dict[int, Row] = {}  # many groups are of the same sums
         for key, sums in groups.items():
-            row = row_of(key, at, sums, self.run)
-            if row is None:
+            values = shared.get(id(sums))
+            if values is None:
+                values = shared[id(sums)] = values_of(sums)
+            if not values:
                 continue
-            was = before.pop(key, None)
+            row = row_with(key, at, values, self.run)
+            was = before.pop(key, None) if before else None
             if was is None:
                 changes.new.append(row)
             elif _differ(was, row):
@@ -448,7 +469,7 @@ class Adding:
                 if changes.grain is Grain.MINUTE and key[0] in FINEST:
                     self._note(changes, was, row)
 
-    def _note(self, changes: _Changes, was: Row | None, row: Row) -> None:
+    def _note(self, changes: Changes, was: Row | None, row: Row) -> None:
         old = was or {}
         by: Row = {
             name: change
@@ -460,35 +481,36 @@ class Adding:
                 {"_id": ObjectId(), "run": self.run, "written_at": utc_now(), **row["_id"], **by}
             )
 
-    async def _write(self, changes: _Changes) -> None:
+    async def _write(self, changes: Changes) -> None:
         """In few transactions: each row with its delta."""
-        collection = self.database.data[changes.grain.value]
+        rows = self.database.data[changes.grain.value]
         told = {_frozen(delta): delta for delta in changes.deltas}
-        work: list[tuple[Any, Row]] = [
-            *((InsertOne(row), row["_id"]) for row in changes.new),
-            *((ReplaceOne({"_id": row["_id"]}, row), row["_id"]) for row in changes.changed),
-            *((DeleteOne({"_id": each}), each) for each in changes.gone),
-        ]
-        for start in range(0, len(work), ROWS_AT_ONCE):
+        for part in parts_of(changes):
             self.check()
-            some = work[start : start + ROWS_AT_ONCE]
-            deltas = [told[key] for _, each in some if (key := _frozen(each)) in told]
+            ids = [row["_id"] for row in (*part.new, *part.changed)] if told else []
+            deltas = [told[key] for each in ids if (key := _frozen(each)) in told]
+            others: list[Any] = [
+                *(ReplaceOne({"_id": row["_id"]}, row) for row in part.changed),
+                *(DeleteOne({"_id": each}) for each in part.gone),
+            ]
 
             async def write(
                 session: AsyncClientSession,
-                some: list[tuple[Any, Row]] = some,
+                new: list[Row] = part.new,
+                others: list[Any] = others,
                 deltas: list[Row] = deltas,
             ) -> None:
-                await collection.bulk_write(
-                    [each for each, _ in some], ordered=False, session=session
-                )
+                if new:
+                    await rows.insert_many(new, ordered=False, session=session)
+                if others:
+                    await rows.bulk_write(others, ordered=False, session=session)
                 if deltas:
                     await self.database.data["rollup_deltas"].insert_many(
                         deltas, ordered=False, session=session
                     )
 
             await self.database.transaction(write, WRITE_SECONDS)
-        self.rows += len(work)
+            self.rows += len(part.new) + len(others)
 
     async def _drop_left(self) -> None:
         for start in range(0, len(self._left), ROWS_AT_ONCE):
@@ -546,6 +568,26 @@ def _differ(old: Row, new: Row) -> bool:
     if len(old) != len(new):
         return True
     return any(name != "run" and old.get(name) != value for name, value in new.items())
+
+
+def parts_of(changes: Changes) -> Iterator[Changes]:
+    """In their order, as many as are written in one transaction each."""
+    part, weight = Changes(changes.grain), 0
+    for rows, name in ((changes.new, "new"), (changes.changed, "changed"), (changes.gone, "gone")):
+        for row in rows:
+            getattr(part, name).append(row)
+            weight += 1 + len(row.get("who", ())) // HASHES_OF_ROW
+            if weight >= ROWS_AT_ONCE:
+                yield part
+                part, weight = Changes(changes.grain), 0
+    if weight:
+        yield part
+
+
+def _place(row: Row) -> tuple[str, bytes, datetime]:
+    """In the index by model, which has grown for years: what stands together there is written at once."""
+    model = row.get("model")
+    return row["cuboid"], model.binary if model is not None else b"", row["at"]
 
 
 def _frozen(row: Row) -> tuple[Any, ...]:

@@ -15,7 +15,9 @@ from graphql import parse, validate
 from bench.analytics.__main__ import (
     BEGIN,
     END,
+    OLDEST,
     QUESTIONS,
+    Filling,
     Rolled,
     Timed,
     goals_of,
@@ -37,6 +39,7 @@ from bench.analytics.events import (
 from bench.analytics.truth import QUESTION, Asked, Differences, compare, draw, recount, starts
 from modelharbor.db.connection import Database
 from modelharbor.db.models import Visibility
+from modelharbor.dev.engines import EngineError
 from modelharbor.schema import core
 from modelharbor.settings import Settings
 from tests.asking import Asker
@@ -199,6 +202,18 @@ def test_tables_say_what_was_measured() -> None:
     slow = replace(fast, milliseconds=[11.0])
     wrong = Differences(additive=1, exact=1)
     assert [each.is_met for each in goals_of([slow], wrong, 3)] == [False] * 4
+
+
+def test_what_was_filled_is_asked_later(tmp_path: Path) -> None:
+    rows = {"rollup_minutes": 1, "rollup_quarters": 2000, "rollup_days": 3}
+    rolled = [Rolled("late", 10_000, 2.0, 1.0, 90.0, rows)]
+    filling = Filling(10_000, 200, 3, 1, UNTIL, 0.5, [20.0, 21.5], rolled)
+    with pytest.raises(EngineError, match="nothing was filled"):
+        Filling.remembered(tmp_path, UNTIL)
+    filling.remember(tmp_path)
+    assert Filling.remembered(tmp_path, UNTIL + OLDEST) == filling
+    with pytest.raises(EngineError, match="too old"):
+        Filling.remembered(tmp_path, UNTIL + OLDEST + timedelta(seconds=1))
 
 
 def test_the_page_has_a_place_for_them() -> None:

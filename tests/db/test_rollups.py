@@ -1,6 +1,7 @@
 """What is added up, in whatever order and parts, comes to the same."""
 
 import random
+from copy import deepcopy
 from datetime import UTC, datetime, timedelta
 from math import sqrt
 
@@ -14,9 +15,12 @@ from modelharbor.db.rollups import (
     MOST_HASHES,
     Cuboid,
     Grain,
+    Groups,
     Rolled,
     Sums,
+    Together,
     add,
+    add_to,
     bucket_starts,
     cuboid_of,
     distinct,
@@ -73,6 +77,21 @@ def test_what_is_added_is_not_changed() -> None:
     add(found, {"who": {2}, "latencies": [1] * HISTOGRAM_STEPS, "views": 1})
     assert first == {"who": {1}, "latencies": [1] * HISTOGRAM_STEPS, "views": 1}
     assert found == {"who": {1, 2}, "latencies": [2] * HISTOGRAM_STEPS, "views": 2}
+
+
+def test_groups_are_added_up_from_others_that_stay_as_they_are() -> None:
+    chance = random.Random(3)
+    parts = [((chance.choice("abc"),), some_sums(chance)) for _ in range(40)]
+    alone = (("d",), some_sums(chance))
+    before = deepcopy(parts)
+    together = Together()
+    expected: Groups = {}
+    for key, sums in (*parts, alone):
+        together.add(key, sums)
+        add_to(expected, key, sums)
+    assert together.groups == expected
+    assert together.groups["d",] is alone[1]
+    assert parts == before
 
 
 def test_a_row_says_nothing_twice() -> None:

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from bson import ObjectId
 
-from modelharbor.db.base import Row
+from modelharbor.db.base import Row, utc_now
 from modelharbor.db.connection import Database
 from modelharbor.db.models import ModelDocument, Visibility
 from modelharbor.db.rollups import (
@@ -406,7 +406,58 @@ async def test_rows_are_right_after_processes_were_killed(
     await compare_deltas(database)
 
 
+def test_what_is_written_together_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By rows, of which those with many hashes are as large as some dozens."""
+    monkeypatch.setattr(rollups, "ROWS_AT_ONCE", 100)
+    changes = rollups.Changes(
+        Grain.DAY,
+        new=[{"who": list(range(1024))} for _ in range(3)],
+        changed=[{} for _ in range(90)],
+        gone=[{} for _ in range(60)],
+    )
+    parts = list(rollups.parts_of(changes))
+    assert [(len(each.new), len(each.changed), len(each.gone)) for each in parts] == [
+        (2, 0, 0),
+        (1, 35, 0),
+        (0, 55, 45),
+        (0, 0, 15),
+    ]
+    assert list(rollups.parts_of(rollups.Changes(Grain.DAY))) == []
+
+
 async def mark_days(database: Database) -> None:
     today = naive(day_of(NOW))
     for back in range(4):
         await mark_day(database.data, today - timedelta(days=back))
+
+
+async def test_no_rows_of_a_purged_model_come_back(database: Database, settings: Settings) -> None:
+    """By an event that is late, or by those of its past that are there when a day is made anew."""
+    ada, now = await insert_actor("ada"), utc_now()
+    gone, other = await insert_model(ada, "gone"), await insert_model(ada, "other")
+    days = (now - timedelta(days=1), now)
+    downloads = [
+        usage(UsageKind.DOWNLOAD, at, model=model.id, who=1)
+        for at in days
+        for model in (gone, other)
+    ]
+    await insert_usage(database, downloads)
+    await roll_up(database, settings, now=now)
+    rows = {grain: await database.count(grain.value, {"model": other.id}) for grain in Grain}
+    assert all(rows.values())
+    # As a purge leaves it.
+    await database.data["models"].delete_one({"_id": gone.id})
+    await database.data["rollup_homes"].delete_one({"_id": gone.id})
+    for grain in Grain:
+        await database.data[grain.value].delete_many({"model": gone.id})
+    await insert_usage(
+        database, [usage(UsageKind.DOWNLOAD, now, model=model.id, who=2) for model in (gone, other)]
+    )
+    await mark_day(database.data, naive(day_of(days[0])))
+    await roll_up(database, settings, now=now)
+    for grain in Grain:
+        assert await database.count(grain.value, {"model": gone.id}) == 0, grain
+        assert await database.count(grain.value, {"model": other.id}) == rows[grain], grain
+    today = {"cuboid": "model", "model": other.id, "at": naive(day_of(now))}
+    assert [row["downloads"] for row in await database.find(Grain.DAY.value, today)] == [2]
+    assert await database.count("rollup_homes", {"_id": gone.id}) == 0
