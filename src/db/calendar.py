@@ -17,6 +17,7 @@ LOCAL: Final = frozenset({"localtime", "Factory"})
 """Names that mean another thing on each machine."""
 EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC).replace(tzinfo=None)
 MINUTE, HOUR, DAY = 60, 3600, 86_400
+NOON: Final = DAY // 2
 _QUARTER: Final = 900
 _STEP: Final = 5 * DAY
 """Between two looks at the offset: clocks are not changed twice in so little time."""
@@ -99,6 +100,19 @@ class Buckets:
     def at(self, seconds: int) -> int:
         """The number of the bucket that a moment is in."""
         return bisect_right(self.starts, seconds) - 1
+
+    def strays(self, until: int) -> list[int]:
+        """The quarters of an hour, of days in UTC before `until`, that are not in the bucket that the noon
+        of their day is in."""
+        found: list[int] = []
+        for start in self.starts:
+            day = start - start % DAY
+            if day < until:
+                is_early = start <= day + NOON
+                found += (
+                    range(day, start, _QUARTER) if is_early else range(start, day + DAY, _QUARTER)
+                )
+        return found
 
     @property
     def is_utc(self) -> bool:

@@ -2,14 +2,15 @@
 
 Models of an audience are added up beforehand; the other ones that a viewer may read are found first, and
 their own rows are added up with those. Rows are summed by the database, for pieces of time that never
-lie in two buckets, and put into the buckets here.
+lie in two buckets, and put into the buckets here. Of a timezone that is not UTC, days are read whole all
+the same, and what lies on the other side of midnight there is taken from one bucket to the other.
 """
 
 import asyncio
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import timedelta
+from datetime import datetime, timedelta
 from itertools import accumulate, chain
 from math import ceil
 from typing import Any, Final, TypeAlias
@@ -18,7 +19,7 @@ from bson import ObjectId
 
 from modelharbor.auth.viewer import INTERNAL, OPERATOR, PUBLIC, Viewer
 from modelharbor.db.base import Row, utc_now
-from modelharbor.db.calendar import DAY, EPOCH, Buckets, buckets, compared, moment, seconds_of
+from modelharbor.db.calendar import DAY, EPOCH, NOON, Buckets, buckets, compared, moment, seconds_of
 from modelharbor.db.conditions import all_of, one_of
 from modelharbor.db.keyset import Filter
 from modelharbor.db.metrics import (
@@ -62,6 +63,9 @@ FURTHEST: Final = timedelta(days=366)  # that a range may reach into the future
 HEAVY: Final = {Sort.UNIQUE: 100, Sort.PERCENTILE: 10}
 """As so many rows counts one whose hashes, or histogram, are read."""
 AT_ONCE: Final = 2000  # rows, before others have a turn
+MOST_STRAYS: Final = 10_000  # quarters that are asked for one by one
+CHANGING: Final = timedelta(days=1)
+"""Before today: of days from there on no whole ones are taken apart, for they may be amid being added up."""
 UNITS: Final = {
     Granularity.MINUTE: 60,
     Granularity.HOUR: 3600,
@@ -107,10 +111,53 @@ class Span:
     number: int
     buckets: Buckets
     grain: Grain
+    days_until: int | None = None
+    """Of what is summed, whole days (UTC) are read up to this one, and quarters from there on, although
+    the buckets are of another timezone."""
 
     @property
     def at(self) -> Row:
         return {"$gte": moment(self.buckets.begin), "$lt": moment(self.buckets.end)}
+
+    def stretches(self) -> Iterator["Stretch"]:
+        """Where all rows of it are that are summed."""
+        begin, end, until = self.buckets.begin, self.buckets.end, self.days_until
+        if until is None:
+            yield Stretch(self.grain, self.at)
+            return
+        first, last = begin - NOON, min(end - NOON, until)
+        if first < last:
+            yield Stretch(Grain.DAY, {"$gte": moment(first), "$lt": moment(last)}, is_days=True)
+        strays = list(map(moment, self.buckets.strays(until)))
+        if strays:
+            yield Stretch(Grain.QUARTER, {"$in": strays}, is_stray=True)
+        if until < end:
+            rest = {"$gte": moment(max(begin, until)), "$lt": moment(end)}
+            yield Stretch(Grain.QUARTER, rest)
+
+
+@dataclass(frozen=True, slots=True)
+class Stretch:
+    """Rows of one grain, and into which buckets they go."""
+
+    grain: Grain
+    at: Row
+    is_days: bool = False
+    """Of the noon of the day: most of it is there."""
+    is_stray: bool = False
+    """Its own, and out of that of the noon of its day."""
+
+    def piece(self, granularity: Granularity, span: Buckets) -> Any:
+        if self.is_days:
+            return piece(granularity, span, _NOON)
+        if self.is_stray:
+            return {"p": piece(granularity, span), "d": piece(granularity, span, _NOON)}
+        return piece(granularity, span)
+
+    @property
+    def mark(self) -> Row:
+        """Told with each sum."""
+        return {name: True for name in ("is_days", "is_stray") if getattr(self, name)}
 
 
 def spans_of(question: Question) -> list[Span]:
@@ -128,9 +175,16 @@ def spans_of(question: Question) -> list[Span]:
             raise BadUserInput(
                 f"Minutes are kept for {MINUTES_KEPT.days} days: ask for a later range, also for the one that it is compared with, or for hours."
             )
-    return [
-        Span(number, each, _grain(question.granularity, each)) for number, each in enumerate(found)
-    ]
+    return [_span(number, question.granularity, each, now) for number, each in enumerate(found)]
+
+
+def _span(number: int, granularity: Granularity, span: Buckets, now: datetime) -> Span:
+    grain, until = _grain(granularity, span), None
+    if grain is Grain.QUARTER and granularity is not Granularity.HOUR:
+        until = seconds_of(now - CHANGING) // DAY * DAY
+        if span.begin - NOON >= until or len(span.strays(until)) > MOST_STRAYS:
+            until = None
+    return Span(number, span, grain, until)
 
 
 def _grain(granularity: Granularity, span: Buckets) -> Grain:
@@ -141,17 +195,20 @@ def _grain(granularity: Granularity, span: Buckets) -> Grain:
     return Grain.DAY
 
 
-def piece(granularity: Granularity, span: Buckets) -> Row:
+_NOON: Final[Row] = {"$add": [{"$dateTrunc": {"date": "$at", "unit": "day"}}, NOON * 1000]}
+
+
+def piece(granularity: Granularity, span: Buckets, at: Any = "$at") -> Row:
     """An expression that is equal for rows of one bucket: where a clock is changed, a bucket may have
     several pieces."""
     first, *others = span.offsets
     ahead: Any = first[1] * 1000
     stretch: Any = 0
     if others:
-        later = [{"$gte": ["$at", moment(begin)]} for begin, _ in reversed(others)]
+        later = [{"$gte": [at, moment(begin)]} for begin, _ in reversed(others)]
         ahead = _switch(later, [each * 1000 for _, each in reversed(others)], ahead)
         stretch = _switch(later, list(range(len(others), 0, -1)), 0)
-    local: Row = {"$add": ["$at", ahead]}
+    local: Row = {"$add": [at, ahead]}
     number: Row
     if granularity is Granularity.MONTH:
         number = {"$add": [{"$multiply": [{"$year": local}, 12]}, {"$month": local}]}
@@ -205,6 +262,13 @@ class Tally:
     def add_histogram(self, span: int, bucket: int, counts: list[int]) -> None:
         histograms = self.histograms.setdefault(span, {})
         histograms[bucket] = added(histograms.get(bucket), counts)
+
+    @property
+    def is_empty(self) -> bool:
+        """What was taken away again is not there."""
+        return not (self.who or self.histograms or any(self.before.values())) and not any(
+            any(sums.values()) for sums in self.sums.values()
+        )
 
     def take(self, other: "Tally") -> None:
         for (span, metric), sums in other.sums.items():
@@ -305,15 +369,17 @@ class Reading:
         most = self.reads.max_analytics_buckets
         if self.summed:
             sums = {MEASURED[metric].field for metric in self.summed}
-            yield (
-                span.grain.value,
-                [
-                    {"$match": {**base, "at": span.at}},
-                    _group({"p": piece(self.question.granularity, span.buckets), **names}, sums),
-                    {"$set": {"span": span.number}},
-                ],
-                most,
-            )
+            for stretch in span.stretches():
+                of_bucket = stretch.piece(self.question.granularity, span.buckets)
+                yield (
+                    stretch.grain.value,
+                    [
+                        {"$match": {**source.base(stretch.grain), "at": stretch.at}},
+                        _group({"p": of_bucket, **names}, sums),
+                        {"$set": {"span": span.number, **stretch.mark}},
+                    ],
+                    most,
+                )
         levels = {MEASURED[metric].field for metric in self.question.with_sort(Sort.LEVEL)}
         if levels:
             # Of all time, in which most rows have changed none of them.
@@ -363,15 +429,20 @@ class Reading:
                 for metric, name in values:
                     tally.add_before(span, metric, row[name])
                 continue
-            bucket = self.spans[span].buckets.at(seconds_of(row["at"]))
+            buckets, at = self.spans[span].buckets, seconds_of(row["at"])
             if "who" in row:
-                tally.add_who(span, bucket, row["who"])
+                tally.add_who(span, buckets.at(at), row["who"])
             elif "latencies" in row:
-                tally.add_histogram(span, bucket, row["latencies"])
+                tally.add_histogram(span, buckets.at(at), row["latencies"])
             else:
-                for metric, name in values:
-                    if row[name]:
-                        tally.add(span, metric, bucket, row[name])
+                for place, sign in _places(row, at):
+                    if buckets.begin <= place < buckets.end:
+                        for metric, name in values:
+                            if row[name]:
+                                tally.add(span, metric, buckets.at(place), sign * row[name])
+        for groups in self.tallies.values():
+            for group in [group for group, tally in groups.items() if tally.is_empty]:
+                del groups[group]
 
     # ---- what is answered
 
@@ -510,6 +581,17 @@ def _group(names: Mapping[str, Any], sums: Iterable[str]) -> Row:
     return {
         "$group": {"_id": names or _NO_GROUP, "at": {"$min": "$at"}, "n": {"$sum": 1}, **summed}
     }
+
+
+def _places(row: Row, at: int) -> Iterator[tuple[int, int]]:
+    """Moments in the buckets that a sum goes into, and whether it comes or is taken away."""
+    noon = at - at % DAY + NOON
+    if "is_days" in row:
+        yield noon, 1
+        return
+    yield at, 1
+    if "is_stray" in row:
+        yield noon, -1
 
 
 def _before(span: Span) -> Iterator[tuple[Grain, Row]]:

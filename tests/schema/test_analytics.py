@@ -200,11 +200,11 @@ async def test_a_question_takes_a_command_and_one_for_ones_own_models(
     asked = last_day(metrics=every, compareTo="PREVIOUS_YEAR", timezone="Asia/Kathmandu")
     nobody = await ask(QUESTION, input=asked)
     assert nobody.errors == []
-    assert nobody.commands == ["aggregate rollup_quarters"]
+    assert nobody.commands == ["aggregate rollup_days"]
     ann = await ask(QUESTION, world.viewers["ann"], input=asked)
-    assert ann.commands == ["find models", "aggregate rollup_quarters"]
+    assert ann.commands == ["find models", "aggregate rollup_days"]
     filtered = await ask(QUESTION, input=asked, filter={"task": {"eq": "text"}})
-    assert filtered.commands == ["find models", "aggregate rollup_quarters"]
+    assert filtered.commands == ["find models", "aggregate rollup_days"]
     boss = await ask(
         QUESTION, world.viewers["boss"], input=last_day(metrics=["API_P95_MS"], groupBy=["CLIENT"])
     )
