@@ -114,8 +114,6 @@ class Batch:
     truncated: int = 0
     """Nested connections with more rows than are here."""
     faults: tuple[Fault, ...] = ()
-    size_bytes: int = 0
-    """As JSON, about."""
 
 
 class _PageFoundError(Exception):
@@ -523,10 +521,9 @@ class ExportQuery:
                     faults: tuple[Fault, ...] = ()
                     if rows is None:
                         rows, faults = await self._interpreted(context, stored[0])
-                    length = _length_of(rows)
-                    size.adapt(len(stored), reading.below, length)
+                    size.adapt(len(stored), reading.below, _length_of(rows))
                     place = encode_cursor(order, stored[-1])
-                    yield Batch(rows, place, parent, reading.truncated, faults, length)
+                    yield Batch(rows, place, parent, reading.truncated, faults)
                     left = left[len(stored) :]
 
     async def _run(self, reading: "_Reading") -> list[Row] | None:

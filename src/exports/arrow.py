@@ -40,7 +40,7 @@ def schema_of(columns: Sequence[Column]) -> Any:
 def written(
     columns: Sequence[Column], compression: Compression, batches: Iterable[Sequence[Row]]
 ) -> bytes:
-    """A whole file of these rows, of which no more than one batch is in memory."""
+    """A whole file of these rows, of which no more than one batch is there as Python has them."""
     schema = schema_of(columns)
     tables = [
         arrow.Table.from_arrays(

@@ -63,7 +63,7 @@ FURTHEST: Final = timedelta(days=366)  # that a range may reach into the future
 HEAVY: Final = {Sort.UNIQUE: 100, Sort.PERCENTILE: 10}
 """As so many rows counts one whose hashes, or histogram, are read."""
 AT_ONCE: Final = 2000  # rows, before others have a turn
-MOST_STRAYS: Final = 10_000  # quarters that are asked for one by one
+MOST_STRAYS: Final = 20_000  # quarters that are asked for one by one
 CHANGING: Final = timedelta(days=1)
 """Before today: of days from there on no whole ones are taken apart, for they may be amid being added up."""
 UNITS: Final = {

@@ -220,6 +220,7 @@ async def remove_pieces(
     for key in doomed:
         await storage.delete(key)
         removed += 1
+    await storage.remove_unfinished(folder_of(job_id), lambda name: _token(name) <= up_to)
     if not keep:
         await storage.remove_folder(folder_of(job_id))
     return removed

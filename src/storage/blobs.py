@@ -133,6 +133,12 @@ class BlobStore:
             with suppress(OSError):
                 await asyncio.to_thread((self._folder / folder).rmdir)
 
+    async def remove_unfinished(self, folder: str, is_old: Callable[[str], bool]) -> None:
+        """What somebody who was killed had not put whole yet, in stores that have files of such: by the
+        name that it was to have. Listings do not show it."""
+        if self._folder is not None:
+            await asyncio.to_thread(_remove_unfinished, self._folder / folder, is_old)
+
     async def exists(self, key: str) -> bool:
         """Unavailable when the store does not answer."""
         try:
@@ -273,6 +279,14 @@ async def _verified(
 async def _nothing() -> AsyncIterator[bytes]:
     return
     yield b""  # makes this a generator
+
+
+def _remove_unfinished(folder: Path, is_old: Callable[[str], bool]) -> None:
+    with suppress(OSError):
+        for each in list(folder.iterdir()):
+            name, mark, number = each.name.rpartition("#")
+            if mark and number.isdigit() and is_old(name):
+                each.unlink(missing_ok=True)
 
 
 def _to_disk(path: Path) -> None:

@@ -8,7 +8,7 @@ import threading
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import Any, Final, TypeVar
 
 T = TypeVar("T")
@@ -35,21 +35,30 @@ class Processes:
             self._pool = ProcessPoolExecutor(
                 self._most, multiprocessing.get_context("spawn"), initializer=_begin
             )
-        pool = self._pool
-        self._at_work += 1
+        loop, pool = asyncio.get_running_loop(), self._pool
         if self._rest is not None:
             self._rest.cancel()
+
+        def told(_: Any) -> None:
+            with suppress(RuntimeError):  # the loop has ended
+                loop.call_soon_threadsafe(self._done)
+
         try:
-            return await asyncio.get_running_loop().run_in_executor(pool, function, *arguments)
+            work = pool.submit(function, *arguments)
+            self._at_work += 1
+            # Not when the caller leaves: the process is at work still, maybe in the middle of a write.
+            work.add_done_callback(told)
+            return await asyncio.wrap_future(work)
         except BrokenProcessPool:
             if self._pool is pool:
                 self._pool = None
                 pool.shutdown(wait=False)
             raise
-        finally:
-            self._at_work -= 1
-            if self._at_work == 0:
-                self._rest = asyncio.get_running_loop().call_later(IDLE_SECONDS, self.end)
+
+    def _done(self) -> None:
+        self._at_work -= 1
+        if self._at_work == 0:
+            self._rest = asyncio.get_running_loop().call_later(IDLE_SECONDS, self.end)
 
     def end(self) -> None:
         """At once: what still runs is nobody's any more."""

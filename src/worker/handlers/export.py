@@ -17,6 +17,7 @@ from rich.filesize import decimal
 from modelharbor.auth.links import DownloadLinks, secret_key
 from modelharbor.context import Context
 from modelharbor.db.base import Row, utc_now
+from modelharbor.db.ending import ended
 from modelharbor.db.jobs import Level
 from modelharbor.errors import BadUserInput, ErrorCode, Refused, Timeout
 from modelharbor.execution.documents import InvalidDocument
@@ -33,6 +34,7 @@ from modelharbor.worker.tools import Tools
 from .checkpoints import Checkpoint
 
 PIECE_SECONDS: Final = 1.0
+CHECK_SECONDS: Final = 0.5  # while pieces are joined
 PIECE_BYTES: Final = 4 * 1024 * 1024
 """Of a piece: as it is stored, or as JSON where it becomes a file of its own."""
 BEGINNING: Final[Row] = {
@@ -179,7 +181,18 @@ class _Exporting:
         parts = [(part.key, part.size_bytes) for part in pieces_of(job_id, self.done.values)]
         tools.report(self.done.values["rows"], message=f"Joining {len(parts)} pieces")
         name = f"whole-{token}"
-        size = await tools.apart(join_pieces, tools.settings, parts, piece_key(job_id, name))
+        joining = asyncio.create_task(
+            tools.apart(join_pieces, tools.settings, parts, piece_key(job_id, name))
+        )
+        try:
+            # Who is told here that the job was cancelled removes the pieces: the process, which nobody
+            # can stop, finds the next one gone, and leaves nothing.
+            while not joining.done():
+                tools.check()
+                await asyncio.wait({joining}, timeout=CHECK_SECONDS)
+        finally:
+            await ended(joining)
+        size = joining.result()
         await self.advance({"pieces": [[name, size]], "bytes": size, "is_joined": True})
         kept = pieces_of(job_id, self.done.values)
         await remove_pieces(tools.storage, job_id, up_to=token, kept=kept)

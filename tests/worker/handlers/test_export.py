@@ -30,6 +30,7 @@ from modelharbor.resolvers.exports import (
     folder_of,
     put_export,
     read_result,
+    remove_pieces,
     result_of,
 )
 from modelharbor.resolvers.jobs import cancel_job, retry_job
@@ -39,7 +40,7 @@ from modelharbor.worker.handlers import export
 from modelharbor.worker.handlers.checkpoints import Checkpoint
 from modelharbor.worker.handlers.export import export_rows
 from modelharbor.worker.handlers.garbage_collect import collect_garbage
-from modelharbor.worker.interruptions import LeaseLost
+from modelharbor.worker.interruptions import JobCancelled, LeaseLost
 from modelharbor.worker.joining import join_pieces
 from modelharbor.worker.processes import open_processes
 from modelharbor.worker.reports import Reports
@@ -464,6 +465,47 @@ async def test_a_cancelled_one_leaves_nothing(
     await retry_job(yard.database, viewer_of(ada), job_id=job["_id"])
     ended = await yard.run(await yard.hall.job(job["_id"]))
     assert [row["name"] for row in lines(await contents(yard, ended))] == names
+
+
+async def test_what_joins_pieces_hears_of_the_end_of_the_job(
+    yard: Yard, shared: Shared, small: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("pyarrow")
+    monkeypatch.setattr(export, "CHECK_SECONDS", 0.01)
+    ada = await insert_actor("ada")
+    await fill(ada, 24)
+    attempts = Attempts(yard, shared, await put(yard, viewer_of(ada), format=ExportFormat.PARQUET))
+    job, tools = await attempts.claim()
+    apart, begun = tools.apart, asyncio.Event()
+
+    async def long(function: Any, *arguments: Any) -> Any:
+        if function is join_pieces:
+            begun.set()
+            await asyncio.Event().wait()
+        return await apart(function, *arguments)
+
+    monkeypatch.setattr(tools, "apart", long)
+    working = asyncio.create_task(export_rows(job, tools))
+    async with asyncio.timeout(60):
+        await begun.wait()
+        assert stored(yard, job)
+        # As it is left by a process that is killed while it puts the whole; listings do not show it.
+        folder = yard.settings.data_path / "blobs" / folder_of(job["_id"])
+        (folder / f"whole-{job['token']}#1").write_bytes(b"half")
+        tools._reports.cancel()
+        with pytest.raises(JobCancelled):
+            await working
+    assert not folder.exists()
+
+
+async def test_what_is_put_by_a_later_claim_stays(yard: Yard, shared: Shared) -> None:
+    job_id = ObjectId()
+    folder = yard.settings.data_path / "blobs" / folder_of(job_id)
+    folder.mkdir(parents=True)
+    for name in ("whole-1#1", "whole-2#7", "whole-3#1", "0-2", "0-3"):
+        (folder / name).write_bytes(b"half")
+    await remove_pieces(shared.storage, job_id, up_to=2)
+    assert {each.name for each in folder.iterdir()} == {"whole-3#1", "0-3"}
 
 
 async def test_what_cannot_be_answered_is_told_in_the_log(yard: Yard) -> None:
