@@ -286,7 +286,7 @@ async def test_what_waits_for_its_time_does_not_hold_turns_back(hall: Hall) -> N
     async def handler(job: Row, tools: Tools) -> None:
         started.append(job["turn"])
 
-    async with hall.working({REINDEX: handler}):
+    async with hall.working({REINDEX: handler}, concurrency=1):
         await hall.until(lambda: _true(len(started) == 2))
     assert started == [500, 501]
 
