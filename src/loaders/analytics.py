@@ -63,7 +63,7 @@ FURTHEST: Final = timedelta(days=366)  # that a range may reach into the future
 HEAVY: Final = {Sort.UNIQUE: 100, Sort.PERCENTILE: 10}
 """As so many rows counts one whose hashes, or histogram, are read."""
 AT_ONCE: Final = 2000  # rows, before others have a turn
-MOST_STRAYS: Final = 20_000  # quarters that are asked for one by one
+MOST_STRAYS: Final = 20_000  # quarters that are looked for one by one, of all models together
 CHANGING: Final = timedelta(days=1)
 """Before today: of days from there on no whole ones are taken apart, for they may be amid being added up."""
 UNITS: Final = {
@@ -119,16 +119,16 @@ class Span:
     def at(self) -> Row:
         return {"$gte": moment(self.buckets.begin), "$lt": moment(self.buckets.end)}
 
-    def stretches(self) -> Iterator["Stretch"]:
-        """Where all rows of it are that are summed."""
+    def stretches(self, count: int) -> Iterator["Stretch"]:
+        """Where all rows of it are that are summed, of so many models or groups of them."""
         begin, end, until = self.buckets.begin, self.buckets.end, self.days_until
-        if until is None:
+        strays = [] if until is None else list(map(moment, self.buckets.strays(until)))
+        if until is None or count * len(strays) > MOST_STRAYS:
             yield Stretch(self.grain, self.at)
             return
         first, last = begin - NOON, min(end - NOON, until)
         if first < last:
             yield Stretch(Grain.DAY, {"$gte": moment(first), "$lt": moment(last)}, is_days=True)
-        strays = list(map(moment, self.buckets.strays(until)))
         if strays:
             yield Stretch(Grain.QUARTER, {"$in": strays}, is_stray=True)
         if until < end:
@@ -182,7 +182,7 @@ def _span(number: int, granularity: Granularity, span: Buckets, now: datetime) -
     grain, until = _grain(granularity, span), None
     if grain is Grain.QUARTER and granularity is not Granularity.HOUR:
         until = seconds_of(now - CHANGING) // DAY * DAY
-        if span.begin - NOON >= until or len(span.strays(until)) > MOST_STRAYS:
+        if span.begin - NOON >= until:
             until = None
     return Span(number, span, grain, until)
 
@@ -233,6 +233,8 @@ class Source:
     names: tuple[str, ...]
     """Of the rows: what tells groups apart."""
     group: Callable[[Row], tuple[Subject, Group]]
+    count: int = 1
+    """Of models."""
 
     def base(self, grain: Grain) -> Row:
         return {"cuboid": cuboid_of(self.cuboid, grain).value, **self.match}
@@ -369,7 +371,7 @@ class Reading:
         most = self.reads.max_analytics_buckets
         if self.summed:
             sums = {MEASURED[metric].field for metric in self.summed}
-            for stretch in span.stretches():
+            for stretch in span.stretches(source.count):
                 of_bucket = stretch.piece(self.question.granularity, span.buckets)
                 yield (
                     stretch.grain.value,
@@ -638,7 +640,7 @@ def model_source(
         )
         return (row["model"] if homes is None else None), found
 
-    return Source(model_cuboid(group_by), {"model": {"$in": ids}}, names, group)
+    return Source(model_cuboid(group_by), {"model": {"$in": ids}}, names, group, len(ids))
 
 
 def api_source(group_by: tuple[Dimension, ...]) -> Source:
