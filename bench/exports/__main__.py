@@ -331,6 +331,8 @@ async def _kill(
                     break
                 done += 1
                 job["token"] = row["token"]
+                # This is about rows: three deaths before the first piece of each would end it.
+                await database.data["jobs"].update_one({"_id": row["_id"]}, {"$set": {"deaths": 0}})
                 checkpoint = row["checkpoint"] or {"rows": 0, "pieces": []}
                 rows_again = max(rows_again, row["progress"]["current"] - checkpoint["rows"])
                 named = {name for name, _ in checkpoint["pieces"]}

@@ -18,13 +18,18 @@ class Checkpoint:
     async def advance(
         self, work: Callable[[AsyncClientSession], Awaitable[Row]], seconds: float = 8.0
     ) -> None:
-        """Do `work` in a transaction; the values that it answers are kept by the same transaction."""
+        """Do `work` in a transaction; the values that it answers are kept by the same transaction.
+
+        Whatever ended workers before was none of what is done by now: the job is suspected no more.
+        """
         tools = self._tools
 
         async def attempt(session: AsyncClientSession) -> Row:
             after = {**self.values, **await work(session)}
             await tools.database.data["jobs"].update_one(
-                {"_id": tools.job["_id"]}, {"$set": {"checkpoint": after}}, session=session
+                {"_id": tools.job["_id"]},
+                {"$set": {"checkpoint": after, "deaths": 0}},
+                session=session,
             )
             return after
 

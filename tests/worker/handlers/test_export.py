@@ -3,7 +3,7 @@
 import asyncio
 import random
 from collections.abc import AsyncIterator, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
@@ -308,6 +308,24 @@ async def test_rows_are_of_one_version_over_all_attempts(
     await insert_version(yard.database, model, files)
     with pytest.raises(Conflict):
         await attempts.run()
+
+
+async def test_what_gets_on_is_suspected_no_more(
+    yard: Yard, shared: Shared, small: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However often its workers die, each time somewhere else."""
+    ada = await insert_actor("ada")
+    await fill(ada, 30)
+    attempts = Attempts(yard, shared, await put(yard, viewer_of(ada)))
+    deaths = []
+    for at in (1, 2, 3, 100):  # before the name of a piece, after it, and at its end
+        await yard.database.data["jobs"].update_one(
+            {"_id": attempts.job["_id"]}, {"$set": {"deaths": 2}}
+        )
+        with killed_at(monkeypatch, at), suppress(Killed):
+            await attempts.run()
+        deaths.append((await yard.hall.job(attempts.job["_id"]))["deaths"])
+    assert deaths == [2, 2, 0, 0]
 
 
 async def test_two_workers_at_once_do_not_mix(yard: Yard, shared: Shared, small: None) -> None:
