@@ -325,14 +325,16 @@ async def _kill(
                     if not await _at_work(database, job["_id"], job["token"]):
                         break
                     await asyncio.sleep(random.random() * 2.5)
+                    # This is about rows: three deaths before the first piece of each would end it.
+                    await database.data["jobs"].update_one(
+                        {"_id": job["_id"]}, {"$set": {"deaths": 0}}
+                    )
                     kill(worker)
                 row = await job_row(database, job["_id"])
                 if row["finished_at"] is not None:
                     break
                 done += 1
                 job["token"] = row["token"]
-                # This is about rows: three deaths before the first piece of each would end it.
-                await database.data["jobs"].update_one({"_id": row["_id"]}, {"$set": {"deaths": 0}})
                 checkpoint = row["checkpoint"] or {"rows": 0, "pieces": []}
                 rows_again = max(rows_again, row["progress"]["current"] - checkpoint["rows"])
                 named = {name for name, _ in checkpoint["pieces"]}
