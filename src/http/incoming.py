@@ -26,7 +26,7 @@ def short_texts(function: Callable[P, T]) -> Callable[P, T]:
         for value in args:
             if value is not None and len(value) > 128:  # type: ignore[arg-type]  # a text
                 return function(*args, **kwargs)
-        return remembered(*args, **kwargs)  # type: ignore[arg-type]
+        return remembered(*args, **kwargs)  # type: ignore[arg-type]  # all of them texts, or None
 
     return called
 
