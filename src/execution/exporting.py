@@ -590,8 +590,8 @@ class _Size:
     rows: int
 
     def adapt(self, rows: int, below: int, length: int) -> None:
-        """So many that they come to half of the limits, and no more than twice as many as before."""
-        most = min(2.0, ROWS_BELOW / 2 / max(1, below), BATCH_BYTES / 2 / max(1, length))
+        """So many that they come to a part of the limits, and no more than twice as many as before."""
+        most = min(2.0, ROWS_BELOW / 4 / max(1, below), BATCH_BYTES / 2 / max(1, length))
         if most < 1 or rows >= self.rows:  # the rest of a page says little
             self.rows = max(1, min(MOST_ROWS, int(rows * most)))
 
