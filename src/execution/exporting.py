@@ -590,7 +590,8 @@ class _Size:
     rows: int
 
     def adapt(self, rows: int, below: int, length: int) -> None:
-        """So many that they come to a part of the limits, and no more than twice as many as before."""
+        """So many that they come to a quarter of the rows below and half of the bytes that a batch may have:
+        some batches are under way at once. No more than twice as many as before."""
         most = min(2.0, ROWS_BELOW / 4 / max(1, below), BATCH_BYTES / 2 / max(1, length))
         if most < 1 or rows >= self.rows:  # the rest of a page says little
             self.rows = max(1, min(MOST_ROWS, int(rows * most)))
